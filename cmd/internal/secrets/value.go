@@ -1,0 +1,56 @@
+package secrets
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"fmt"
+	"log/slog"
+)
+
+const redacted = "redacted"
+
+// Value is a credential. Whatever prints, marshals or logs it gets the word "redacted"; only Reveal gives it away. It
+// sits behind a pointer because fmt does not call the methods of a value in an unexported field: it then prints an
+// address instead of the bytes.
+type Value struct{ p *[]byte }
+
+// NewValue keeps a copy of b.
+func NewValue(b []byte) Value {
+	if len(b) == 0 {
+		return Value{}
+	}
+	c := bytes.Clone(b)
+	return Value{&c}
+}
+
+// Reveal returns the credential itself, which the caller must not change; nil when there is none.
+func (v Value) Reveal() []byte {
+	if v.p == nil {
+		return nil
+	}
+	return *v.p
+}
+
+// IsZero reports whether there is no credential.
+func (v Value) IsZero() bool { return v.p == nil }
+
+// Equal compares in constant time.
+func (v Value) Equal(w Value) bool { return subtle.ConstantTimeCompare(v.Reveal(), w.Reveal()) == 1 }
+
+// String returns "redacted".
+func (Value) String() string { return redacted }
+
+// GoString returns "redacted".
+func (Value) GoString() string { return redacted }
+
+// Format writes "redacted" for every verb.
+func (Value) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
+
+// MarshalJSON returns "redacted" as a JSON string.
+func (Value) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+
+// MarshalText returns "redacted".
+func (Value) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// LogValue returns "redacted".
+func (Value) LogValue() slog.Value { return slog.StringValue(redacted) }
