@@ -1,0 +1,104 @@
+package rig
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// wire is the veth pair between the internet and one box.
+type wire struct {
+	name         string // of the outer end
+	index        int
+	gate4, gate6 netip.Addr
+	box4, box6   netip.Addr
+}
+
+// newWire connects the network namespace of pid: addresses on both ends, default routes inside.
+func newWire(pid int) (*wire, error) {
+	n := serial()
+	at := func(host byte) netip.Addr { return netip.AddrFrom4([4]byte{44, byte(n >> 8), byte(n), host}) }
+	w := &wire{name: fmt.Sprintf("box%d", n), gate4: at(1), box4: at(2), gate6: address6(0x44, n, 1), box6: address6(0x44, n, 2)}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = w.name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("add veth %s: %w", w.name, err)
+	}
+	outer, err := netlink.LinkByName(w.name)
+	if err != nil {
+		return nil, errors.Join(err, w.cut())
+	}
+	w.index = outer.Attrs().Index
+	if err := setUp(&netlink.Handle{}, outer, w.gate4, w.gate6); err != nil {
+		return nil, errors.Join(err, w.cut())
+	}
+	if err := w.setUpInside(pid); err != nil {
+		return nil, errors.Join(fmt.Errorf("inside the box: %w", err), w.cut())
+	}
+	return w, nil
+}
+
+func (w *wire) setUpInside(pid int) error {
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return err
+	}
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	if err := setUp(h, eth, w.box4, w.box6); err != nil {
+		return err
+	}
+	for _, gate := range []netip.Addr{w.gate4, w.gate6} {
+		all := &net.IPNet{IP: make(net.IP, gate.BitLen()/8), Mask: net.CIDRMask(0, gate.BitLen())}
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: all, Gw: gate.AsSlice()}); err != nil {
+			return fmt.Errorf("default route by %s: %w", gate, err)
+		}
+	}
+	return nil
+}
+
+func setUp(h *netlink.Handle, l netlink.Link, v4, v6 netip.Addr) error {
+	if err := addAddress(h.AddrAdd, l, netip.PrefixFrom(v4, 30)); err != nil {
+		return err
+	}
+	if err := addAddress(h.AddrAdd, l, netip.PrefixFrom(v6, 64)); err != nil {
+		return err
+	}
+	return h.LinkSetUp(l)
+}
+
+// cut removes the pair at once; left to itself the kernel does so some time after the namespace has gone.
+func (w *wire) cut() error {
+	l, err := netlink.LinkByName(w.name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkDel(l); !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
+}
