@@ -1,0 +1,206 @@
+// Package caller finds the process at the far end of a loopback TCP connection, for the audit.
+//
+//	f, err := caller.New()
+//	pid, exe := f.Find(caller.Tuple{Client: remote, Server: local}, caller.Owner{UID: 1000, GID: 1000})
+//	f.Close()
+//
+// The kernel is asked for exactly this connection (INET_DIAG without a dump: 2 us, where a dump by port takes a
+// millisecond and has named the wrong owner), which gives the socket's inode; the process is the one whose descriptor
+// table holds it. A process that is gone already, or one among too many, is unknown: 0 and "unknown".
+//
+// Not done here: no decision. A connection can be shared, handed on, or closed while we look; the identity that
+// decides is the listener on which it was accepted.
+package caller
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Unknown is the program of a process that was not found.
+const Unknown = "unknown"
+
+// maxLinks bounds one search, in descriptors looked at: about 10 ms.
+const maxLinks = 10000
+
+// Tuple is a connection as its two ends are called.
+type Tuple struct{ Client, Server netip.AddrPort }
+
+// Owner is whose processes are searched.
+type Owner struct{ UID, GID uint32 }
+
+// Finder answers one question at a time, on a thread of its own.
+type Finder struct {
+	questions chan question
+	last      map[uint32]int // pid that was found last, by uid: mostly it is the same again
+}
+
+type question struct {
+	tuple  Tuple
+	owner  Owner
+	answer chan<- found
+}
+
+type found struct {
+	pid int
+	exe string
+}
+
+// New opens the netlink socket in the calling thread's network namespace.
+func New() (*Finder, error) {
+	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
+	if err != nil {
+		return nil, fmt.Errorf("sock_diag: %w", err)
+	}
+	f := &Finder{questions: make(chan question, 64), last: make(map[uint32]int)}
+	go f.run(conn)
+	return f, nil
+}
+
+// Close ends the finder.
+func (f *Finder) Close() { close(f.questions) }
+
+// Find waits for its turn; it takes microseconds where the process is the same as last time.
+func (f *Finder) Find(t Tuple, o Owner) (pid int, exe string) {
+	answer := make(chan found, 1)
+	f.questions <- question{t, o, answer}
+	a := <-answer
+	return a.pid, a.exe
+}
+
+// run owns the thread: it takes an agent's fsuid and fsgid for the time of a search, because the links of another
+// uid's /proc entries need PTRACE_MODE_READ_FSCREDS, and PID 1 keeps no CAP_SYS_PTRACE. A thread so used is not given
+// back to the runtime.
+func (f *Finder) run(conn *netlink.Conn) {
+	runtime.LockOSThread()
+	defer conn.Close()
+	for q := range f.questions {
+		q.answer <- f.find(conn, q)
+	}
+}
+
+func (f *Finder) find(conn *netlink.Conn, q question) found {
+	unknown := found{exe: Unknown}
+	inode, err := inodeOf(conn, q.tuple)
+	if err != nil || inode == 0 {
+		return unknown
+	}
+	_ = unix.Setfsgid(int(q.owner.GID))
+	_ = unix.Setfsuid(int(q.owner.UID))
+	defer func() {
+		_ = unix.Setfsuid(0)
+		_ = unix.Setfsgid(0)
+	}()
+	budget := maxLinks
+	link := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
+	for _, pid := range f.candidates(q.owner) {
+		if holds(pid, link, &budget) {
+			f.last[q.owner.UID] = pid
+			return found{pid, program(pid)}
+		}
+		if budget <= 0 {
+			return unknown
+		}
+	}
+	return unknown
+}
+
+// candidates are the owner's processes, the one found last first.
+func (f *Finder) candidates(o Owner) []int {
+	pids := []int{f.last[o.UID]}
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil || pid == pids[0] {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat("/proc/"+name, &st) == nil && st.Uid == o.UID {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// holds looks for the link among pid's descriptors.
+func holds(pid int, link string, budget *int) bool {
+	if pid == 0 {
+		return false
+	}
+	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(*budget)
+	buf := make([]byte, len(link)+1)
+	for _, name := range names {
+		*budget--
+		n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+		if err == nil && string(buf[:n]) == link {
+			return true
+		}
+	}
+	return false
+}
+
+func program(pid int) string {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return Unknown
+	}
+	return strings.TrimSuffix(exe, " (deleted)")
+}
+
+// inodeOf asks for the client's own socket: its source is the client.
+func inodeOf(conn *netlink.Conn, t Tuple) (uint32, error) {
+	answers, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request},
+		Data:   request(t),
+	})
+	if err != nil {
+		return 0, err
+	}
+	// struct inet_diag_msg: 4 bytes, 48 of id, expires, rqueue, wqueue, uid, inode.
+	const inodeAt = 4 + 48 + 4*4
+	if len(answers) != 1 || len(answers[0].Data) < inodeAt+4 {
+		return 0, errors.New("sock_diag: no answer")
+	}
+	return binary.NativeEndian.Uint32(answers[0].Data[inodeAt:]), nil
+}
+
+// request is struct inet_diag_req_v2: family, protocol, extensions, padding, states, and the id of one socket.
+func request(t Tuple) []byte {
+	b := make([]byte, 8, 56)
+	b[0], b[1] = unix.AF_INET6, unix.IPPROTO_TCP
+	if t.Client.Addr().Unmap().Is4() {
+		b[0] = unix.AF_INET
+	}
+	binary.NativeEndian.PutUint32(b[4:], ^uint32(0))
+	b = binary.BigEndian.AppendUint16(b, t.Client.Port())
+	b = binary.BigEndian.AppendUint16(b, t.Server.Port())
+	b = appendAddr(b, t.Client.Addr())
+	b = appendAddr(b, t.Server.Addr())
+	b = append(b, 0, 0, 0, 0)                              // any interface
+	return binary.NativeEndian.AppendUint64(b, ^uint64(0)) // INET_DIAG_NOCOOKIE
+}
+
+func appendAddr(b []byte, a netip.Addr) []byte {
+	var field [16]byte
+	copy(field[:], a.Unmap().AsSlice())
+	return append(b, field[:]...)
+}

@@ -1,0 +1,92 @@
+package caller
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+)
+
+// TestMain is also the client: a process of another uid that holds one connection open until its stdin ends.
+func TestMain(m *testing.M) {
+	if addr := os.Getenv("CALLER_TEST_DIAL"); addr != "" {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		defer c.Close()
+		fmt.Println("connected")
+		bufio.NewReader(os.Stdin).ReadString('\n')
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestFind(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	f, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, network := range []string{"127.0.0.1:0", "[::1]:0"} {
+		t.Run(network, func(t *testing.T) { testFind(t, f, network) })
+	}
+}
+
+func testFind(t *testing.T, f *Finder, network string) {
+	l, err := net.Listen("tcp", network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := exec.Command("/proc/self/exe", "-test.run=^$")
+	client.Env = []string{"CALLER_TEST_DIAL=" + l.Addr().String()}
+	client.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
+	stdin, err := client.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer client.Wait()
+	defer stdin.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tuple := Tuple{Client: c.RemoteAddr().(*net.TCPAddr).AddrPort(), Server: c.LocalAddr().(*net.TCPAddr).AddrPort()}
+
+	for range 2 { // the second time it is the one found last
+		if pid, got := f.Find(tuple, Owner{1000, 1000}); pid != client.Process.Pid || got != exe {
+			t.Errorf("Find = %d, %s; want %d, %s", pid, got, client.Process.Pid, exe)
+		}
+	}
+	if pid, got := f.Find(tuple, Owner{1001, 1001}); pid != 0 || got != Unknown {
+		t.Errorf("among another uid's processes: %d, %s", pid, got)
+	}
+	swapped := Tuple{Client: tuple.Server, Server: tuple.Client}
+	if pid, got := f.Find(swapped, Owner{1000, 1000}); pid != 0 || got != Unknown {
+		t.Errorf("the accepted end is not the client's: %d, %s", pid, got)
+	}
+	stdin.Close()
+	client.Wait()
+	if pid, got := f.Find(tuple, Owner{1000, 1000}); pid != 0 || got != Unknown {
+		t.Errorf("after its end: %d, %s", pid, got)
+	}
+}
