@@ -1,0 +1,35 @@
+# exitgate: `make demo` shows the main job, `make test` proves it. Both want root: they make network namespaces.
+GO      ?= go
+BINARY  := .build/exitgate
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.commit=$(COMMIT)
+
+.PHONY: build demo test race fuzz bench lint clean
+
+build: ## the one static binary
+	@mkdir -p .build
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/exitgate
+
+demo: build ## the main job for real: an agent fenced in its own namespaces, on this terminal
+	@$(GO) run ./integration/demo -binary $(BINARY)
+
+test: build lint ## everything, as root, in namespaces that the tests make
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 ./...
+
+race: ## the same packages under the race detector
+	$(GO) test -race -count=1 $$($(GO) list ./... | grep -v integration)
+
+FUZZTIME ?= 60s
+fuzz: ## every fuzz target for FUZZTIME
+	@$(GO) list ./... | while read p; do $(GO) test -list '^Fuzz' $$p | grep ^Fuzz | while read f; do \
+		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done || exit 1; done
+
+bench: build ## figures, each beside its baseline in the same run
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) run ./integration/bench
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+
+clean:
+	rm -rf .build
