@@ -1,0 +1,103 @@
+package firewall
+
+import (
+	"maps"
+	"slices"
+)
+
+// members is what each set holds, by the set's index in the record.
+type members []map[element]struct{}
+
+func newMembers(es []element) members {
+	m := make(members, len(record.Sets))
+	for i := range m {
+		m[i] = make(map[element]struct{})
+	}
+	m.change(es, nil)
+	return m
+}
+
+func (m members) has(e element) bool {
+	_, ok := m[e.set][e]
+	return ok
+}
+
+func (m members) change(add, del []element) {
+	for _, e := range del {
+		delete(m[e.set], e)
+	}
+	for _, e := range add {
+		m[e.set][e] = struct{}{}
+	}
+}
+
+// list is every member, in no order.
+func (m members) list() []element {
+	n := 0
+	for _, set := range m {
+		n += len(set)
+	}
+	out := make([]element, 0, n)
+	for _, set := range m {
+		for e := range set {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// plan is the least change that carries out the requests in their order: each
+// one's deletions, then its additions. What is there is not added, what is not
+// there is not deleted, and the ports of listeners follow the listeners.
+func (m members) plan(rs []*request) (add, del []element) {
+	last := make(map[element]bool)
+	for _, r := range rs {
+		for _, e := range r.del {
+			last[e] = false
+		}
+		for _, e := range r.add {
+			last[e] = true
+		}
+	}
+	for e, want := range last {
+		switch {
+		case want && !m.has(e):
+			add = append(add, e)
+		case !want && m.has(e):
+			del = append(del, e)
+		}
+	}
+	ports, gone := m.planPorts(add, del)
+	return append(add, ports...), append(del, gone...)
+}
+
+// planPorts derives the change of listener_ports from that of the listeners.
+// There are few listeners, and they change with a reload only.
+func (m members) planPorts(add, del []element) (addPorts, delPorts []element) {
+	if !slices.ContainsFunc(add, element.isListener) && !slices.ContainsFunc(del, element.isListener) {
+		return nil, nil
+	}
+	after := newMembers(nil)
+	for _, set := range []string{setListeners4, setListeners6} {
+		maps.Copy(after[setIndex[set]], m[setIndex[set]])
+	}
+	after.change(add, del)
+	want := newMembers(nil)
+	for _, e := range after.list() {
+		if e.isListener() {
+			want.change([]element{listenerPort(e)}, nil)
+		}
+	}
+	ports := setIndex[setListenerPorts]
+	for e := range want[ports] {
+		if !m.has(e) {
+			addPorts = append(addPorts, e)
+		}
+	}
+	for e := range m[ports] {
+		if !want.has(e) {
+			delPorts = append(delPorts, e)
+		}
+	}
+	return addPorts, delPorts
+}
