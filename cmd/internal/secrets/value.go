@@ -10,9 +10,9 @@ import (
 const redacted = "redacted"
 
 // Value is a credential. Whatever prints, marshals or logs it gets the word "redacted"; only Reveal gives it away. It
-// sits behind a pointer because fmt does not call the methods of a value in an unexported field: it then prints an
-// address instead of the bytes.
-type Value struct{ p *[]byte }
+// is held by a function because fmt asks no method of a value in an unexported field: it then prints the function's
+// address, where through a pointer it would still find the bytes (%s of a *[]byte does).
+type Value struct{ reveal func() []byte }
 
 // NewValue keeps a copy of b.
 func NewValue(b []byte) Value {
@@ -20,19 +20,19 @@ func NewValue(b []byte) Value {
 		return Value{}
 	}
 	c := bytes.Clone(b)
-	return Value{&c}
+	return Value{func() []byte { return c }}
 }
 
 // Reveal returns the credential itself, which the caller must not change; nil when there is none.
 func (v Value) Reveal() []byte {
-	if v.p == nil {
+	if v.reveal == nil {
 		return nil
 	}
-	return *v.p
+	return v.reveal()
 }
 
 // IsZero reports whether there is no credential.
-func (v Value) IsZero() bool { return v.p == nil }
+func (v Value) IsZero() bool { return v.reveal == nil }
 
 // Equal compares in constant time.
 func (v Value) Equal(w Value) bool { return subtle.ConstantTimeCompare(v.Reveal(), w.Reveal()) == 1 }
