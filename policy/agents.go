@@ -38,16 +38,16 @@ func newAgent(at Position) agentDraft {
 func (r *reader) agents(n *yaml.Node) []agentDraft {
 	all := []agentDraft{}
 	if r.list(n, "agents", func(v *yaml.Node) { all = append(all, r.agent(v)) }) && len(all) == 0 {
-		r.fail(real(n), "remove the key for the one default agent, or name an agent", "agents is empty, so nobody could be let in")
+		r.fail(n, "remove the key for the one default agent, or name an agent", "agents is empty, so nobody could be let in")
 	}
 	return all
 }
 
 func (r *reader) agent(n *yaml.Node) agentDraft {
-	a := newAgent(r.at(real(n)))
+	a := newAgent(r.at(n))
 	keys := []string{"name", "uid", "gid", "listen", "socket", "loopback", "publish", "limits"}
 	r.object(n, "an agent", keys, []string{"name"}, func(key string, v *yaml.Node) {
-		at := r.at(real(v))
+		at := r.at(v)
 		switch key {
 		case "name":
 			a.Name, a.nameAt = r.name(v, "agent name"), at
@@ -77,14 +77,16 @@ func (r *reader) agent(n *yaml.Node) agentDraft {
 }
 
 func (r *reader) uid(n *yaml.Node) uint32 {
-	v, ok := r.number(n, "uid", 0, 1<<32-2) // 1<<32-1 is "no uid" to the kernel
-	switch {
-	case !ok:
+	if n.Value == "0" {
+		r.fail(n, "write the agent's own uid, such as 1000", "uid 0 is root, which the fence cannot hold")
 		return defaultUID
-	case v == 0:
-		r.fail(real(n), "write the agent's own uid, such as 1000", "uid 0 is root, which the fence cannot hold")
-	case v == denyMark:
-		r.fail(real(n), "write another uid", "uid %d is kept for the fence's mark of refused flows", v)
+	}
+	v, ok := r.number(n, "uid", 1, 1<<32-2) // 1<<32-1 is "no uid" to the kernel
+	if v == denyMark {
+		r.fail(n, "write another uid", "uid %d is kept for the fence's mark of refused flows", v)
+	}
+	if !ok {
+		return defaultUID
 	}
 	return uint32(v)
 }
@@ -100,11 +102,11 @@ func (r *reader) listen(n *yaml.Node) netip.AddrPort {
 	loopback := err == nil && (listen.Addr() == netip.IPv6Loopback() || listen.Addr() == defaultListen.Addr())
 	switch {
 	case err == nil && listen.Port() == 0:
-		r.fail(real(n), "write a port from 1 to 65535", "listen %s has no port", quoted(s))
+		r.fail(n, "write a port from 1 to 65535", "listen %s has no port", quoted(s))
 	case loopback:
 		return listen
 	default:
-		r.fail(real(n), "write "+loopbackForm(s)+": the agent reaches its listener over loopback only", "listen is %s", quoted(s))
+		r.fail(n, "write "+loopbackForm(s)+": the agent reaches its listener over loopback only", "listen is %s", quoted(s))
 	}
 	return defaultListen
 }
@@ -130,9 +132,9 @@ func (r *reader) socket(n *yaml.Node) string {
 	case !ok:
 		return ""
 	case !absolute(s):
-		r.fail(real(n), "write an absolute path without dot segments, such as /run/exitgate/claude.sock", "socket is %s", quoted(s))
+		r.fail(n, "write an absolute path without dot segments, such as /run/exitgate/claude.sock", "socket is %s", quoted(s))
 	case len(s) > maxSocket:
-		r.fail(real(n), "write a shorter path", "socket has %d bytes, of at most %d", len(s), maxSocket)
+		r.fail(n, "write a shorter path", "socket has %d bytes, of at most %d", len(s), maxSocket)
 	}
 	return s
 }

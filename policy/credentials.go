@@ -11,7 +11,7 @@ import (
 const sourceForm = "write file:PATH, fd:N, exec:COMMAND ARGS or env:NAME; a secret itself never stands in a policy"
 
 func (r *reader) credential(n *yaml.Node) Credential {
-	c := Credential{Kind: KindHeader, Header: "Authorization", At: r.at(real(n))}
+	c := Credential{Kind: KindHeader, Header: "Authorization", At: r.at(n)}
 	var headerAt, formatAt, refreshAt *yaml.Node
 	keys := []string{"name", "from", "kind", "header", "format", "refresh"}
 	r.object(n, "a credential", keys, []string{"name", "from"}, func(key string, v *yaml.Node) {
@@ -25,11 +25,11 @@ func (r *reader) credential(n *yaml.Node) Credential {
 				c.Kind = Kind(kind)
 			}
 		case "header":
-			c.Header, headerAt = r.headerName(v, "header"), real(v)
+			c.Header, headerAt = r.headerName(v, "header"), v
 		case "format":
-			c.Format, formatAt = r.format(v), real(v)
+			c.Format, formatAt = r.format(v), v
 		case "refresh":
-			c.Refresh, refreshAt = r.duration(v, "refresh"), real(v)
+			c.Refresh, refreshAt = r.duration(v, "refresh"), v
 		}
 	})
 	if c.Refresh > 0 && c.From.Scheme != "exec" && c.From.Scheme != "" {
@@ -72,24 +72,23 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // source reads where a credential comes from. No message repeats the value: it
 // may be the secret itself, put in the wrong place.
 func (r *reader) source(n *yaml.Node) Source {
-	v := real(n)
-	if v.Kind != yaml.ScalarNode || v.Value == "" || v.ShortTag() != "!!str" {
-		r.fail(v, sourceForm, "from names no source")
+	if n.Kind != yaml.ScalarNode || n.Value == "" || n.ShortTag() != "!!str" {
+		r.fail(n, sourceForm, "from names no source")
 		return Source{}
 	}
-	scheme, value, ok := strings.Cut(v.Value, ":")
+	scheme, value, ok := strings.Cut(n.Value, ":")
 	s := Source{scheme, value}
 	schemes := []string{"file", "fd", "exec", "env"}
 	near := nearest(scheme, schemes)
 	switch {
-	case absolute(v.Value):
-		r.fail(v, "write file:"+v.Value, "from names a path without file:")
-	case !ok || near == "" || hasControl(v.Value):
-		r.fail(v, sourceForm, "from names no source")
+	case absolute(n.Value):
+		r.fail(n, "write file:"+n.Value, "from names a path without file:")
+	case !ok || near == "" || hasControl(n.Value):
+		r.fail(n, sourceForm, "from names no source")
 	case scheme != near:
-		r.fail(v, "did you mean "+quoted(near+":")+"?", "from has the unknown source %s", quoted(scheme+":"))
+		r.fail(n, "did you mean "+quoted(near+":")+"?", "from has the unknown source %s", quoted(scheme+":"))
 	default:
-		r.sourceValue(v, s)
+		r.sourceValue(n, s)
 		return s
 	}
 	return Source{}
@@ -120,23 +119,22 @@ func (r *reader) sourceValue(n *yaml.Node, s Source) {
 
 // format reads how the secret is placed: text with one {}, or basic:USER.
 func (r *reader) format(n *yaml.Node) string {
-	v := real(n)
-	if v.Kind == yaml.MappingNode && len(v.Content) == 0 {
-		r.fail(v, `write "{}" in quotes`, "format is not text but a mapping")
+	if n.Kind == yaml.MappingNode && len(n.Content) == 0 {
+		r.fail(n, `write "{}" in quotes`, "format is not text but a mapping")
 		return ""
 	}
-	s, ok := r.str(v, "format")
+	s, ok := r.str(n, "format")
 	if !ok {
 		return ""
 	}
 	user, basic := strings.CutPrefix(s, "basic:")
 	switch {
 	case secretShape.MatchString(s):
-		r.fail(v, sourceForm, "format has a secret in it")
+		r.fail(n, sourceForm, "format has a secret in it")
 	case basic && (user == "" || strings.ContainsAny(user, ":{}") || hasControl(user)):
-		r.fail(v, "write basic:USER; the secret is the password", "format is %s", quoted(s))
+		r.fail(n, "write basic:USER; the secret is the password", "format is %s", quoted(s))
 	case !basic && (strings.Count(s, "{}") != 1 || hasControl(s) || strings.TrimSpace(s) != s):
-		r.fail(v, `write {} once where the secret goes, such as "Bearer {}", or basic:USER`, "format is %s", quoted(s))
+		r.fail(n, `write {} once where the secret goes, such as "Bearer {}", or basic:USER`, "format is %s", quoted(s))
 	default:
 		return s
 	}
@@ -152,10 +150,10 @@ func (r *reader) headerName(n *yaml.Node, what string) string {
 	case !ok:
 		return ""
 	case secretShape.MatchString(s):
-		r.fail(real(n), sourceForm, "%s is %s", what, quoted(s))
+		r.fail(n, sourceForm, "%s is %s", what, quoted(s))
 		return ""
 	case !token.MatchString(s) || len(s) > 256:
-		r.fail(real(n), "write a header's name alone, such as X-Api-Key", "%s is %s", what, quoted(s))
+		r.fail(n, "write a header's name alone, such as X-Api-Key", "%s is %s", what, quoted(s))
 		return ""
 	}
 	return canonicalHeader(s)

@@ -292,12 +292,16 @@ func (d *differ) egress(old, new *Egress) {
 // wildcardOver is a wildcard of the new policy that a host falls to when its
 // own entry is gone, or "".
 func (d *differ) wildcardOver(h Host) string {
-	for i := range d.new.Egress {
-		if w := d.new.Egress[i].Host; w.Wildcard && w != h && strings.HasSuffix(h.Name, "."+w.Name) {
-			return w.String()
+	for name := h.Name; ; {
+		_, parent, ok := strings.Cut(name, ".")
+		if !ok {
+			return ""
 		}
+		if w := d.new.index.wildcard[parent]; w != nil {
+			return w.Host.String()
+		}
+		name = parent
 	}
-	return ""
 }
 
 func (d *differ) root(old, new *RootHost) {

@@ -46,13 +46,13 @@ func (r *reader) gitConfig(lines []word) {
 	for i := range lines {
 		texts[i] = lines[i].text
 	}
-	_, config, why := splitGitConfig(texts)
+	_, _, why := splitGitConfig(texts)
 	if why == "" {
 		return
 	}
 	for _, l := range lines {
 		if name, _, _ := strings.Cut(l.text, "="); numberedGit(name) {
-			r.addf(l.at, "write GIT_CONFIG_COUNT=N and GIT_CONFIG_KEY_i and GIT_CONFIG_VALUE_i for each i below N", "env has %s (%d settings found)", why, len(config))
+			r.addf(l.at, "write GIT_CONFIG_COUNT=N and GIT_CONFIG_KEY_i and GIT_CONFIG_VALUE_i for each i below N", "env has %s", why)
 			return
 		}
 	}

@@ -44,7 +44,7 @@ func (r *reader) root(n *yaml.Node) grantDraft {
 }
 
 func (r *reader) newGrant(n *yaml.Node) grantDraft {
-	return grantDraft{ports: defaultPorts, at: r.at(real(n))}
+	return grantDraft{ports: defaultPorts, at: r.at(n)}
 }
 
 func (r *reader) grantField(d *grantDraft, key string, v *yaml.Node) {
@@ -78,11 +78,11 @@ func (r *reader) methods(n *yaml.Node) []string {
 		}
 		switch err := checkMethod(m); {
 		case m == "CONNECT":
-			r.fail(real(v), "remove it: methods are of plain http; a tunnel to the listed ports is allowed without", "method CONNECT")
+			r.fail(v, "remove it: methods are of plain http; a tunnel to the listed ports is allowed without", "method CONNECT")
 		case err != nil:
-			r.refuse(r.at(real(v)), err)
+			r.refuse(r.at(v), err)
 		case slices.Contains(all, m):
-			r.fail(real(v), "remove one", "method %s is there twice", m)
+			r.fail(v, "remove one", "method %s is there twice", m)
 		default:
 			all = append(all, m)
 		}

@@ -47,11 +47,8 @@ func ParseHost(s string) (Host, error) {
 	if s == "" {
 		return Host{}, faultf("write a name such as registry.npmjs.org, or an address", "host is empty")
 	}
-	if secretShape.MatchString(s) {
-		return Host{}, faultf("a secret never stands in a policy: write the host's name", "host is %s", quoted(s))
-	}
-	if i := strings.IndexAny(s, "/@:[]%\\?# \t"); i >= 0 {
-		return Host{}, notAName(s)
+	if strings.ContainsAny(s, notInNames) {
+		return parseOther(s)
 	}
 	if base, ok := strings.CutPrefix(s, "*."); ok {
 		return parseWildcard(s, base)
@@ -93,18 +90,21 @@ func literal(s string, addr netip.Addr) (Host, error) {
 	return Host{Name: addr.String(), Addr: addr}, nil
 }
 
-// notAName explains a host that contains a character no name has: most are
-// an IPv6 literal or a URL.
-func notAName(s string) error {
+const notInNames = "/@:[]%\\?# \t"
+
+// parseOther reads what contains a character no name has: an IPv6 literal, or
+// a mistake such as a URL.
+func parseOther(s string) (Host, error) {
 	bare := strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
-	if addr, err := netip.ParseAddr(bare); err == nil {
+	addr, err := netip.ParseAddr(bare)
+	if err == nil {
 		h, err := literal(s, addr)
 		if err == nil && bare != s {
-			return faultf("write "+h.Name, "host %s has brackets", quoted(s))
+			return Host{}, faultf("write "+h.Name, "host %s has brackets", quoted(s))
 		}
-		return err
+		return h, err
 	}
-	return faultf(misplaced(s), "host %s is not a name or an address alone", quoted(s))
+	return Host{}, faultf(misplaced(s), "host %s is not a name or an address alone", quoted(s))
 }
 
 const nameMend = "write a name such as registry.npmjs.org, or an address"
@@ -116,7 +116,7 @@ func misplaced(s string) string {
 	}
 	s, _, _ = strings.Cut(s, "/")
 	name, port, hasPort := strings.Cut(s, ":")
-	if strings.ContainsAny(name, "@[]%\\?# \t") {
+	if strings.ContainsAny(name, notInNames) {
 		return nameMend
 	}
 	h, err := ParseHost(name)
@@ -139,6 +139,9 @@ func parseWildcard(s, base string) (Host, error) {
 	}
 	if numeric(lastLabel(name)) {
 		return Host{}, faultf("write the address alone, or *. and a name", "host %s: an address has no names below it", quoted(s))
+	}
+	if !strings.Contains(name, ".") {
+		return Host{}, faultf("write a longer one, such as *.example."+name, "host %s: %s is a whole top-level domain", quoted(s), name)
 	}
 	// Both sections of the list: anyone can have a name below github.io as below com.
 	if suffix, _ := publicsuffix.PublicSuffix(name); suffix == name {
@@ -173,6 +176,9 @@ func nameFault(s, name string) error {
 		if why := labelFault(strings.ToLower(label)); why != "" {
 			return faultf(nameMend, "host %s has %s", quoted(s), why)
 		}
+	}
+	if strings.Contains(strings.ToLower(name), "xn--") {
+		return faultf("write the name in its own letters", "host %s has an xn-- label that stands for no name", quoted(s))
 	}
 	return faultf("write its xn-- form if it has one", "host %s is not an international domain name (IDNA 2008)", quoted(s))
 }

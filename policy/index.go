@@ -45,8 +45,8 @@ func buildIndex(p *Policy) index {
 	entries := make([]egressEntry, len(p.Egress))
 	for i := range p.Egress {
 		e := &entries[i]
-		rule := "egress/" + p.Egress[i].Host.String()
-		*e = egressEntry{&p.Egress[i], x.mask(p.Egress[i].Agents), rule, "allowed by " + rule}
+		reason := "allowed by egress/" + p.Egress[i].Host.String()
+		*e = egressEntry{&p.Egress[i], x.mask(p.Egress[i].Agents), reason[len("allowed by "):], reason}
 		if e.Host.Wildcard {
 			x.wildcard[e.Host.Name] = e
 		} else {

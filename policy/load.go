@@ -96,6 +96,7 @@ func (r *reader) fragment(data []byte, keys []string) *fragment {
 		case "routes":
 			r.list(v, "routes", func(v *yaml.Node) { f.routes = append(f.routes, r.route(v)) })
 		case "egress":
+			f.egress = make([]egressDraft, 0, len(v.Content))
 			r.list(v, "egress", func(v *yaml.Node) { f.egress = append(f.egress, r.egress(v)) })
 		case "root":
 			r.list(v, "root", func(v *yaml.Node) { f.root = append(f.root, r.root(v)) })
@@ -111,7 +112,7 @@ func (r *reader) fragment(data []byte, keys []string) *fragment {
 }
 
 func (r *reader) version(n *yaml.Node) {
-	switch n := real(n); {
+	switch {
 	case n.Kind != yaml.ScalarNode || n.Style != 0 || n.ShortTag() != "!!int":
 		r.fail(n, "write `version: 1`", "version is not the number 1 but %s", kindOf(n))
 	case n.Value != "1":
@@ -158,8 +159,11 @@ func merge(ps *problems, own *fragment) *fragment {
 // layer joins the entries of several files: a later file's entry replaces an
 // earlier file's of the same identity, and within one file an identity is used once.
 func layer[T any](ps *problems, files []*fragment, what string, entries func(*fragment) []T, identity func(*T) (string, Position)) []T {
-	var all []T
-	where := map[string]int{}
+	size := 0
+	for _, f := range files {
+		size += len(entries(f))
+	}
+	all, where := make([]T, 0, size), make(map[string]int, size)
 	for _, f := range files {
 		list := entries(f)
 		for i := range list {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -101,6 +102,9 @@ func parsePattern(s string) (Pattern, error) {
 	return p, nil
 }
 
+// maxPattern bounds what one request can cost to match.
+const maxPattern = 4096
+
 func (p *Pattern) parsePath(path string) error {
 	if strings.Contains(path, "://") {
 		return faultf("write what follows the host, such as /v1/models", "a pattern holds a path, not a URL")
@@ -111,7 +115,10 @@ func (p *Pattern) parsePath(path string) error {
 	if why := pathFault(escapeNonASCII(path)); why != "" {
 		return faultf("write the plain path", "the path %s, and such requests are always refused", why)
 	}
-	normal := ""
+	if len(path) > maxPattern {
+		return faultf(fmt.Sprintf("write at most %d, with `**` for the rest", maxPattern), "the path has %d bytes", len(path))
+	}
+	var normal strings.Builder
 	for text := range strings.SplitSeq(path[1:], "/") {
 		seg, err := parseSegment(text)
 		if err != nil {
@@ -121,9 +128,9 @@ func (p *Pattern) parsePath(path string) error {
 			return faultf("write it once", "`**` follows `**`")
 		}
 		p.segments = append(p.segments, seg)
-		normal += "/" + seg.String()
+		normal.WriteString("/" + seg.String())
 	}
-	p.Path = normal
+	p.Path = normal.String()
 	return nil
 }
 

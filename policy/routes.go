@@ -18,12 +18,12 @@ type routeDraft struct {
 }
 
 func (r *reader) route(n *yaml.Node) routeDraft {
-	d := routeDraft{Route: Route{At: r.at(real(n))}}
+	d := routeDraft{Route: Route{At: r.at(n)}}
 	var plaintext bool
 	var plaintextAt *yaml.Node
 	keys := []string{"name", "path", "upstream", "credential", "allow", "headers", "env", "agents", "expires", "addresses", "plaintext"}
 	r.object(n, "a route", keys, []string{"name", "path", "upstream"}, func(key string, v *yaml.Node) {
-		at := r.at(real(v))
+		at := r.at(v)
 		switch key {
 		case "name":
 			d.Name = r.name(v, "route name")
@@ -49,7 +49,7 @@ func (r *reader) route(n *yaml.Node) routeDraft {
 		case "addresses":
 			d.Addresses = r.prefixes(v, "addresses")
 		case "plaintext":
-			plaintext, plaintextAt = r.boolean(v, "plaintext"), real(v)
+			plaintext, plaintextAt = r.boolean(v, "plaintext"), v
 		}
 	})
 	switch {
@@ -70,7 +70,7 @@ func (r *reader) routePath(n *yaml.Node) string {
 	}
 	p, mend := normalPrefix(s)
 	if mend != "" {
-		r.fail(real(n), mend, "path is %s", quoted(s))
+		r.fail(n, mend, "path is %s", quoted(s))
 	}
 	return p
 }
@@ -99,7 +99,7 @@ func (r *reader) upstream(n *yaml.Node) Upstream {
 	}
 	u, err := parseUpstream(s)
 	if err != nil {
-		r.refuse(r.at(real(n)), err)
+		r.refuse(r.at(n), err)
 	}
 	return u
 }
@@ -192,12 +192,12 @@ func (r *reader) patterns(n *yaml.Node) []Pattern {
 		}
 		p, err := parsePattern(s)
 		if err != nil {
-			r.refuse(r.at(real(v)), err)
+			r.refuse(r.at(v), err)
 			return
 		}
-		p.At = r.at(real(v))
+		p.At = r.at(v)
 		if first, twice := where[p.String()]; twice {
-			r.fail(real(v), "remove one", "pattern %s is there twice, first in line %d", quoted(s), first)
+			r.fail(v, "remove one", "pattern %s is there twice, first in line %d", quoted(s), first)
 			return
 		}
 		where[p.String()] = p.At.Line
@@ -217,7 +217,7 @@ func (r *reader) headers(n *yaml.Node) []Header {
 			}
 			h, err := parseHeader(s)
 			if err != nil {
-				r.refuse(r.at(real(v)), err)
+				r.refuse(r.at(v), err)
 				return
 			}
 			all = append(all, h)

@@ -30,7 +30,7 @@ func (r *reader) words(n *yaml.Node, what string) []word {
 	all := []word{}
 	r.list(n, what, func(v *yaml.Node) {
 		if s, ok := r.str(v, "an element of "+what); ok {
-			all = append(all, word{s, r.at(real(v))})
+			all = append(all, word{s, r.at(v)})
 		}
 	})
 	return all
@@ -38,7 +38,7 @@ func (r *reader) words(n *yaml.Node, what string) []word {
 
 // ports reads a list of TCP ports, each once.
 func (r *reader) ports(n *yaml.Node, what string) []port {
-	all := []port{}
+	all := make([]port, 0, len(n.Content))
 	r.list(n, what, func(v *yaml.Node) {
 		number, ok := r.portNumber(v, what)
 		if !ok {
@@ -48,7 +48,7 @@ func (r *reader) ports(n *yaml.Node, what string) []port {
 			r.fail(v, "remove one", "port %d is in %s twice", number, what)
 			return
 		}
-		all = append(all, port{number, r.at(real(v))})
+		all = append(all, port{number, r.at(v)})
 	})
 	return all
 }
@@ -56,11 +56,11 @@ func (r *reader) ports(n *yaml.Node, what string) []port {
 var portRange = regexp.MustCompile(`^[0-9]+ *(-|:|\.\.) *[0-9]+$`)
 
 func (r *reader) portNumber(n *yaml.Node, what string) (uint16, bool) {
-	if v := real(n); v.Kind == yaml.ScalarNode && portRange.MatchString(v.Value) {
-		r.fail(v, "list each port", "%s has a range: %s", what, quoted(v.Value))
+	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "-:.") && portRange.MatchString(n.Value) {
+		r.fail(n, "list each port", "%s has a range: %s", what, quoted(n.Value))
 		return 0, false
 	}
-	v, ok := r.number(n, "a port of "+what, 1, 65535)
+	v, ok := r.number(n, "a port", 1, 65535)
 	return uint16(v), ok
 }
 
@@ -75,16 +75,15 @@ func numbers(ports []port) []uint16 {
 
 // host reads a host in any spelling that has one meaning.
 func (r *reader) host(n *yaml.Node) (Host, Position) {
-	v := real(n)
-	s, ok := r.raw(v, "host")
+	s, ok := r.raw(n, "host")
 	if !ok {
-		return Host{}, r.at(v)
+		return Host{}, r.at(n)
 	}
 	h, err := ParseHost(s)
 	if err != nil {
-		r.refuse(r.at(v), err)
+		r.refuse(r.at(n), err)
 	}
-	return h, r.at(v)
+	return h, r.at(n)
 }
 
 // prefixes reads CIDRs, each in its one form and once.
@@ -98,9 +97,9 @@ func (r *reader) prefixes(n *yaml.Node, what string) []netip.Prefix {
 		p, mend := parsePrefix(s)
 		switch {
 		case mend != "":
-			r.fail(real(v), mend, "%s is not a network", quoted(s))
+			r.fail(v, mend, "%s is not a network", quoted(s))
 		case slices.Contains(all, p):
-			r.fail(real(v), "remove one", "%s is in %s twice", s, what)
+			r.fail(v, "remove one", "%s is in %s twice", s, what)
 		default:
 			all = append(all, p)
 		}
@@ -140,11 +139,11 @@ func (r *reader) expires(n *yaml.Node) time.Time {
 		if day, err := time.Parse(time.DateOnly, s); err == nil {
 			mend = "write " + day.Format(time.RFC3339)
 		}
-		r.fail(real(n), mend, "expires is %s", quoted(s))
+		r.fail(n, mend, "expires is %s", quoted(s))
 		return time.Time{}
 	}
 	if t.Year() < 1970 { // the zero time means never
-		r.fail(real(n), "write an instant after 1970", "expires is %s", quoted(s))
+		r.fail(n, "write an instant after 1970", "expires is %s", quoted(s))
 	}
 	return t.UTC()
 }
@@ -164,10 +163,10 @@ func (r *reader) duration(n *yaml.Node, what string) time.Duration {
 		} else if err == nil {
 			mend = "write " + s + "s"
 		}
-		r.fail(real(n), mend, "%s is %s", what, quoted(s))
+		r.fail(n, mend, "%s is %s", what, quoted(s))
 		return 0
 	case d < 0 || d > 0 && d < time.Second:
-		r.fail(real(n), "write 0s, or a second or more", "%s is %s", what, quoted(s))
+		r.fail(n, "write 0s, or a second or more", "%s is %s", what, quoted(s))
 		return 0
 	}
 	return d
@@ -185,9 +184,9 @@ func (r *reader) dns(n *yaml.Node) DNS {
 			server, mend := parseServer(s)
 			switch {
 			case mend != "":
-				r.fail(real(v), mend, "dns server %s", quoted(s))
+				r.fail(v, mend, "dns server %s", quoted(s))
 			case slices.Contains(d.Servers, server):
-				r.fail(real(v), "remove one", "dns server %s is there twice", server)
+				r.fail(v, "remove one", "dns server %s is there twice", server)
 			default:
 				d.Servers = append(d.Servers, server)
 			}

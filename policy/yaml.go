@@ -45,11 +45,14 @@ func (r *reader) document(data []byte) *yaml.Node {
 		r.syntax(err)
 		return nil
 	}
-	r.plainYAML(first, 0)
+	usable := r.plainYAML(first, 0)
 	if second, err := decode(dec); err == nil {
 		r.fail(second, "a policy is one document: remove the `---` and what does not belong", "a second document starts here")
 	} else if !errors.Is(err, io.EOF) {
 		r.syntax(err)
+	}
+	if !usable {
+		return nil
 	}
 	return first.Content[0]
 }
@@ -140,33 +143,27 @@ func (r *reader) syntax(err error) {
 }
 
 // plainYAML refuses the features that let one line mean something another line
-// says: a policy is read by people who must see what it allows.
-func (r *reader) plainYAML(n *yaml.Node, depth int) {
+// says: a policy is read by people who must see what it allows. What it says of
+// an alias would be said at the wrong place, so with one the rest is not read.
+func (r *reader) plainYAML(n *yaml.Node, depth int) (usable bool) {
 	const deepest = 32 // four levels have a meaning
 	switch {
 	case depth > deepest:
 		r.fail(n, "a policy nests four levels deep", "nested too deep")
-		return
+		return false
 	case n.Kind == yaml.AliasNode:
 		r.fail(n, "write the value out", "alias *%s", n.Value)
-		return
+		return false
 	case n.Anchor != "":
 		r.fail(n, "remove it and write the value out where it is used", "anchor &%s", n.Anchor)
 	case n.Style&yaml.TaggedStyle != 0:
 		r.fail(n, "remove it", "tag %s", quoted(n.Tag))
 	}
+	usable = true
 	for _, c := range n.Content {
-		r.plainYAML(c, depth+1)
+		usable = r.plainYAML(c, depth+1) && usable
 	}
-}
-
-// real is the node an alias stands for; the alias itself was refused before,
-// and following it avoids a second, misleading message.
-func real(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode && n.Alias != nil {
-		return n.Alias
-	}
-	return n
+	return usable
 }
 
 // kindOf names what was found, in the words of someone who writes YAML.
@@ -193,9 +190,12 @@ func kindOf(n *yaml.Node) string {
 // object calls read for each known key of a mapping, in the file's order, and
 // reports unknown, doubled and missing keys. what names the mapping in messages.
 func (r *reader) object(n *yaml.Node, what string, keys, required []string, read func(key string, v *yaml.Node)) bool {
-	n = real(n)
 	if n.Kind != yaml.MappingNode {
-		r.fail(n, "write `"+keys[0]+": ...`", "%s is not a mapping of keys but %s", what, kindOf(n))
+		mend := "write `" + example(keys[0]) + "`"
+		if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str" && (keys[0] == "host" || keys[0] == "name") {
+			mend = "write `" + keys[0] + ": " + quoted(n.Value) + "`"
+		}
+		r.fail(n, mend, "%s is not a mapping of keys but %s", what, kindOf(n))
 		return false
 	}
 	seen := make([]*yaml.Node, len(keys))
@@ -208,7 +208,7 @@ func (r *reader) object(n *yaml.Node, what string, keys, required []string, read
 		case k.ShortTag() == "!!merge":
 			r.fail(k, "write the keys out", "merge key <<")
 		case at < 0:
-			r.fail(k, suggest(k.Value, keys), "unknown key %s in %s", quoted(k.Value), what)
+			r.fail(k, suggest(k.Value, keys), "unknown key %s", quoted(k.Value))
 		case seen[at] != nil:
 			r.fail(k, "remove one", "key %s is in %s twice, first in line %d", quoted(k.Value), what, seen[at].Line)
 		default:
@@ -218,15 +218,23 @@ func (r *reader) object(n *yaml.Node, what string, keys, required []string, read
 	}
 	for _, key := range required {
 		if seen[slices.Index(keys, key)] == nil {
-			r.fail(n, "add `"+key+": ...`", "%s has no %s", what, key)
+			r.fail(n, "add `"+example(key)+"`", "%s has no %s", what, key)
 		}
 	}
 	return true
 }
 
+// example shows how a key is used.
+func example(key string) string {
+	if e := map[string]string{"version": "version: 1", "host": "host: registry.npmjs.org", "from": "from: file:/run/secrets/NAME",
+		"path": "path: /", "upstream": "upstream: https://HOST", "add": `add: "NAME: VALUE"`, "servers": "servers: [10.0.0.53]"}[key]; e != "" {
+		return e
+	}
+	return key + ": ..."
+}
+
 // list calls read for each element of a sequence.
 func (r *reader) list(n *yaml.Node, what string, read func(v *yaml.Node)) bool {
-	n = real(n)
 	if n.Kind != yaml.SequenceNode {
 		mend := "write it as a list: `[...]`, or one `- ` line each"
 		if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
@@ -244,7 +252,6 @@ func (r *reader) list(n *yaml.Node, what string, read func(v *yaml.Node)) bool {
 // str reads non-empty text. A number or a yes-or-no value in its place is a
 // mistake and not a text: YAML has many spellings of one number.
 func (r *reader) str(n *yaml.Node, what string) (string, bool) {
-	n = real(n)
 	if n.Kind == yaml.ScalarNode && n.ShortTag() != "!!str" && n.ShortTag() != "!!null" {
 		r.fail(n, "write "+quoted(n.Value)+" in quotes if that is meant", "%s is not text but %s", what, kindOf(n))
 		return "", false
@@ -255,7 +262,6 @@ func (r *reader) str(n *yaml.Node, what string) (string, bool) {
 // raw reads a scalar as it is written, whatever YAML would make of it: hosts,
 // times and addresses have grammars of their own.
 func (r *reader) raw(n *yaml.Node, what string) (string, bool) {
-	n = real(n)
 	switch {
 	case n.Kind != yaml.ScalarNode:
 		mend := "write one value"
@@ -271,33 +277,36 @@ func (r *reader) raw(n *yaml.Node, what string) (string, bool) {
 	return n.Value, true
 }
 
-var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]*)$`)
-
 // number reads a plain decimal integer between low and high.
 func (r *reader) number(n *yaml.Node, what string, low, high int64) (int64, bool) {
-	n = real(n)
-	form := fmt.Sprintf("write a whole number from %d to %d", low, high)
-	if n.Kind != yaml.ScalarNode || n.Value == "" || n.ShortTag() == "!!null" {
-		r.fail(n, form, "%s is not a number but %s", what, kindOf(n))
-		return 0, false
-	}
 	v, err := strconv.ParseInt(n.Value, 10, 64)
-	switch {
-	case n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0:
-		r.fail(n, "remove the quotes", "%s is text, not a number: %s", what, quoted(n.Value))
-	case !decimal.MatchString(n.Value):
-		r.fail(n, form, "%s is not a plain number: %s", what, quoted(n.Value))
-	case err != nil || v < low || v > high:
-		r.fail(n, form, "%s is out of range: %s", what, quoted(n.Value))
-	default:
+	plain := n.Kind == yaml.ScalarNode && n.Style == 0 && isDecimal(n.Value)
+	if plain && err == nil && low <= v && v <= high {
 		return v, true
+	}
+	form := fmt.Sprintf("write a whole number from %d to %d", low, high)
+	switch {
+	case n.Kind != yaml.ScalarNode || n.Value == "" || n.ShortTag() == "!!null":
+		r.fail(n, form, "%s is not a number but %s", what, kindOf(n))
+	case n.Style != 0:
+		r.fail(n, "remove the quotes", "%s is text, not a number: %s", what, quoted(n.Value))
+	case !plain:
+		r.fail(n, form, "%s is not a plain number: %s", what, quoted(n.Value))
+	default:
+		r.fail(n, form, "%s is out of range: %s", what, quoted(n.Value))
 	}
 	return 0, false
 }
 
+// isDecimal says that a number is written in the one way that no version of
+// YAML takes for octal, hexadecimal or something else.
+func isDecimal(s string) bool {
+	s = strings.TrimPrefix(s, "-")
+	return s != "" && strings.Trim(s, "0123456789") == "" && (s[0] != '0' || s == "0")
+}
+
 // boolean reads true or false and no other spelling.
 func (r *reader) boolean(n *yaml.Node, what string) bool {
-	n = real(n)
 	if n.Kind != yaml.ScalarNode || n.Style != 0 || (n.Value != "true" && n.Value != "false") {
 		r.fail(n, "write true or false", "%s is neither true nor false but %s", what, kindOf(n))
 		return false
