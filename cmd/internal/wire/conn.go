@@ -1,0 +1,165 @@
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pair makes the socketpair. Both ends are close-on-exec; the guest's is given to the child by number.
+func Pair() (host *net.UnixConn, guest *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	guest = os.NewFile(uintptr(fds[1]), "proxy wire")
+	host, err = FromFile(os.NewFile(uintptr(fds[0]), "wire"))
+	if err != nil {
+		guest.Close()
+		return nil, nil, err
+	}
+	return host, guest, nil
+}
+
+// FromFile turns an inherited end into a connection; f is closed.
+func FromFile(f *os.File) (*net.UnixConn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("wire: %w", err)
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("wire: not a unix socket")
+	}
+	return u, nil
+}
+
+// link frames messages on one end. Reads belong to one goroutine; writes may come from any.
+type link struct {
+	conn  *net.UnixConn
+	limit uint32 // bytes of one incoming frame
+
+	in    []byte // read and not yet framed
+	files []*os.File
+
+	writing sync.Mutex
+}
+
+// write sends one message, with sockets beside its first byte.
+func (l *link) write(m *Message, sockets ...syscall.Conn) error {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	frame := make([]byte, 4, 4+len(body))
+	binary.BigEndian.PutUint32(frame, uint32(len(body)))
+	frame = append(frame, body...)
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if len(sockets) == 0 {
+		_, err = l.conn.Write(frame)
+		return err
+	}
+	return l.writeWithSockets(frame, sockets)
+}
+
+// writeWithSockets attaches the descriptors to the first four bytes, so that they are there before the body is read.
+// The numbers are taken by SyscallConn: File().Fd() would set the description, which both processes share, to blocking.
+func (l *link) writeWithSockets(frame []byte, sockets []syscall.Conn) error {
+	var fds []int
+	for _, s := range sockets {
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
+			return err
+		}
+	}
+	if _, _, err := l.conn.WriteMsgUnix(frame[:4], unix.UnixRights(fds...), nil); err != nil {
+		return err
+	}
+	_, err := l.conn.Write(frame[4:])
+	return err
+}
+
+// read returns the next message. Descriptors that came with it wait in take.
+func (l *link) read() (*Message, error) {
+	if err := l.fill(4); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(l.in)
+	if n > l.limit {
+		return nil, fmt.Errorf("a frame of %d bytes is over the limit of %d", n, l.limit)
+	}
+	if err := l.fill(4 + int(n)); err != nil {
+		return nil, err
+	}
+	m, err := decode(l.in[4 : 4+n])
+	l.in = l.in[:copy(l.in, l.in[4+n:])]
+	return m, err
+}
+
+// fill reads until n bytes are there.
+func (l *link) fill(n int) error {
+	buf, oob := make([]byte, 0), make([]byte, unix.CmsgSpace(4*maxFiles))
+	for len(l.in) < n {
+		if buf = l.in[len(l.in):cap(l.in)]; len(buf) < 4096 {
+			l.in = append(make([]byte, 0, max(2*cap(l.in), 16<<10)), l.in...)
+			continue
+		}
+		got, oobn, _, _, err := l.conn.ReadMsgUnix(buf, oob)
+		if oobn > 0 {
+			l.keep(oob[:oobn])
+		}
+		if err != nil {
+			return err
+		}
+		if got == 0 {
+			return io.EOF
+		}
+		l.in = l.in[:len(l.in)+got]
+	}
+	return nil
+}
+
+// maxFiles is SCM_MAX_FD, the kernel's limit for one message.
+const maxFiles = 253
+
+// keep files the descriptors of one control message.
+func (l *link) keep(oob []byte) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			l.files = append(l.files, os.NewFile(uintptr(fd), "listener"))
+		}
+	}
+}
+
+// take hands over the first n descriptors that arrived.
+func (l *link) take(n int) ([]*os.File, error) {
+	if n > len(l.files) {
+		return nil, fmt.Errorf("%d listeners announced, %d arrived", n, len(l.files))
+	}
+	got := l.files[:n:n]
+	l.files = l.files[n:]
+	return got, nil
+}

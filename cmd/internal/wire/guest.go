@@ -1,0 +1,217 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"exitgate/policy"
+	"exitgate/proxy"
+)
+
+// eventQueue is how many audit events may wait to be written before a decision waits for PID 1: a line is never lost.
+const eventQueue = 4096
+
+// Guest is the proxy's end. It is a proxy.Resolver, and the sink of its audit.
+type Guest struct {
+	link   link
+	events chan queued
+
+	mu      sync.Mutex // guards the following
+	lastID  uint64
+	waiting map[uint64]question
+	gone    chan struct{} // closed when the connection to PID 1 has ended
+}
+
+// queued is an event to write, or a mark: flushed is closed when all that was queued before it is written.
+type queued struct {
+	event   *Event
+	flushed chan struct{}
+}
+
+// question is a Resolve under way.
+type question struct {
+	resolve Resolve
+	answer  chan *Pinned
+}
+
+// Commands are what PID 1 may tell the proxy. Configure's files are the listening sockets of c.Listeners, now ours.
+type Commands struct {
+	Configure func(c *Configure, files []*os.File) (digest string, err error)
+	Stats     func() proxy.Stats
+	Drain     func()
+}
+
+// NewGuest frames messages on conn. Serve must run for anything to be answered.
+func NewGuest(conn *net.UnixConn) *Guest {
+	return &Guest{
+		link:    link{conn: conn, limit: maxFromHost},
+		events:  make(chan queued, eventQueue),
+		waiting: make(map[uint64]question),
+		gone:    make(chan struct{}),
+	}
+}
+
+// Serve obeys PID 1 until the connection ends: without PID 1 the proxy has nobody to resolve for it and must end too.
+func (g *Guest) Serve(c Commands) error {
+	go g.sendEvents()
+	var err error
+	for err == nil {
+		var m *Message
+		if m, err = g.link.read(); err == nil {
+			err = g.obey(c, m)
+		}
+	}
+	close(g.gone)
+	g.link.conn.Close()
+	return err
+}
+
+func (g *Guest) obey(c Commands, m *Message) error {
+	switch {
+	case m.Pinned != nil:
+		g.pinned(m.ID, m.Pinned)
+	case m.Configure != nil:
+		files, err := g.link.take(len(m.Configure.Listeners))
+		if err != nil {
+			return err
+		}
+		applied := &Applied{}
+		if applied.Digest, err = c.Configure(m.Configure, files); err != nil {
+			applied.Error = err.Error()
+		}
+		return g.link.write(&Message{ID: m.ID, Applied: applied})
+	case m.Ping != nil:
+		stats := c.Stats()
+		return g.link.write(&Message{ID: m.ID, Ping: &Ping{Stats: &stats}})
+	case m.Drain != nil:
+		go c.Drain()
+	default:
+		return errors.New("PID 1 sent a message that only the proxy may send")
+	}
+	return nil
+}
+
+// pinned hands an answer over. Nobody waits for it when the request was cancelled meanwhile: the pins go back.
+func (g *Guest) pinned(id uint64, p *Pinned) {
+	g.mu.Lock()
+	q, ok := g.waiting[id]
+	delete(g.waiting, id)
+	g.mu.Unlock()
+	if ok {
+		q.answer <- p
+	}
+}
+
+// Resolve asks PID 1 for addresses that may be dialled now.
+func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (proxy.Pinned, error) {
+	q := question{Resolve{Agent: agent, Host: host, Port: port}, make(chan *Pinned, 1)}
+	g.mu.Lock()
+	g.lastID++
+	id := g.lastID
+	g.waiting[id] = q
+	g.mu.Unlock()
+	if err := g.link.write(&Message{ID: id, Resolve: &q.resolve}); err != nil {
+		return proxy.Pinned{}, &proxy.Failure{Kind: "internal", Msg: "the resolver is gone"}
+	}
+	select {
+	case p := <-q.answer:
+		return g.accept(q.resolve, p)
+	case <-ctx.Done():
+		go g.giveBackLate(q)
+		return proxy.Pinned{}, &proxy.Failure{Kind: "timeout", Msg: "the name was not resolved in time"}
+	case <-g.gone:
+		return proxy.Pinned{}, &proxy.Failure{Kind: "internal", Msg: "the resolver is gone"}
+	}
+}
+
+func (g *Guest) accept(q Resolve, p *Pinned) (proxy.Pinned, error) {
+	if p.Error != "" {
+		return proxy.Pinned{}, &proxy.Failure{Kind: p.Kind, Msg: p.Error}
+	}
+	if len(p.Addresses) == 0 {
+		return proxy.Pinned{}, &proxy.Failure{Kind: "nxdomain", Msg: "the name has no address"}
+	}
+	var once atomic.Bool
+	release := func() {
+		if once.CompareAndSwap(false, true) {
+			g.giveBack(q, p)
+		}
+	}
+	return proxy.Pinned{Addrs: p.Addresses, Release: release}, nil
+}
+
+// giveBackLate waits for the answer of a question that nobody waits for any more.
+func (g *Guest) giveBackLate(q question) {
+	select {
+	case p := <-q.answer:
+		g.giveBack(q.resolve, p)
+	case <-g.gone:
+	}
+}
+
+// giveBack cannot fail usefully: a broken wire means that PID 1 has taken every pin back already.
+func (g *Guest) giveBack(q Resolve, p *Pinned) {
+	if len(p.Addresses) > 0 {
+		_ = g.link.write(&Message{Done: &Done{Host: q.Host, Port: q.Port, Addresses: p.Addresses}})
+	}
+}
+
+// Audit queues one decision. When PID 1 falls behind by eventQueue lines, the request waits: nothing is decided unseen.
+func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
+	g.queue(queued{event: &Event{Event: e, Conn: c}})
+}
+
+// Flush returns when every event queued so far is written, or the connection has ended.
+func (g *Guest) Flush() {
+	flushed := make(chan struct{})
+	g.queue(queued{flushed: flushed})
+	select {
+	case <-flushed:
+	case <-g.gone:
+	}
+}
+
+func (g *Guest) queue(q queued) {
+	select {
+	case g.events <- q:
+	case <-g.gone:
+	}
+}
+
+func (g *Guest) sendEvents() {
+	for {
+		select {
+		case q := <-g.events:
+			if q.flushed != nil {
+				close(q.flushed)
+				continue
+			}
+			_ = g.link.write(&Message{Event: q.event})
+		case <-g.gone:
+			return
+		}
+	}
+}
+
+// Refresh asks for a credential to be fetched again. PID 1 decides whether it is.
+func (g *Guest) Refresh(credential string) {
+	_ = g.link.write(&Message{Refresh: &Refresh{Credential: credential}})
+}
+
+// Listen turns a handed-over descriptor into what proxy.Server.Serve takes; f is closed.
+func Listen(f *os.File) (net.Listener, error) {
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("a handed-over listener: %w", err)
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return l, nil
+}

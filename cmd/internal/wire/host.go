@@ -1,0 +1,262 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+
+	"exitgate/policy"
+	"exitgate/proxy"
+)
+
+// maxResolving is how many of the proxy's questions are answered at a time; more wait unread in the socket.
+const maxResolving = 256
+
+// Handler is what PID 1 does with the proxy's messages. Its methods are called from several goroutines, except
+// Event, which is called in the order of the events.
+type Handler interface {
+	Resolve(ctx context.Context, agent, host string, port uint16) ([]netip.Addr, error)
+	Done(host string, port uint16, addresses []netip.Addr)
+	Refresh(credential string)
+	Event(policy.Event, proxy.Conn)
+}
+
+// Host is PID 1's end.
+type Host struct {
+	link    link
+	handler Handler
+	slots   chan struct{}
+
+	mu      sync.Mutex // guards the following
+	lastID  uint64
+	waiting map[uint64]chan *Message
+	pins    map[pin]int
+	err     error
+}
+
+// pin is one address given to the proxy and not yet given back.
+type pin struct {
+	host string
+	port uint16
+	addr netip.Addr
+}
+
+// NewHost frames messages on conn. Serve must run for anything to be answered.
+func NewHost(conn *net.UnixConn, h Handler) *Host {
+	return &Host{
+		link:    link{conn: conn, limit: maxFromGuest},
+		handler: h,
+		slots:   make(chan struct{}, maxResolving),
+		waiting: make(map[uint64]chan *Message),
+		pins:    make(map[pin]int),
+	}
+}
+
+// Serve reads until the proxy is gone or says something that it must not; the connection is closed then, every
+// waiting question fails, and every pin that the proxy still held is given back.
+func (h *Host) Serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var err error
+	for err == nil {
+		var m *Message
+		if m, err = h.link.read(); err == nil {
+			err = h.handle(ctx, m)
+		}
+	}
+	h.link.conn.Close()
+	h.fail(err)
+	return err
+}
+
+func (h *Host) handle(ctx context.Context, m *Message) error {
+	switch {
+	case m.Resolve != nil:
+		h.slots <- struct{}{}
+		go func() {
+			defer func() { <-h.slots }()
+			h.resolve(ctx, m.ID, m.Resolve)
+		}()
+	case m.Done != nil:
+		return h.done(m.Done)
+	case m.Refresh != nil:
+		h.handler.Refresh(m.Refresh.Credential)
+	case m.Event != nil:
+		h.handler.Event(m.Event.Event, m.Event.Conn)
+	case m.Applied != nil, m.Ping != nil:
+		h.answer(m)
+	default:
+		return errors.New("the proxy sent a message that only PID 1 may send")
+	}
+	return nil
+}
+
+func (h *Host) resolve(ctx context.Context, id uint64, q *Resolve) {
+	addrs, err := h.handler.Resolve(ctx, q.Agent, q.Host, q.Port)
+	answer := &Pinned{Addresses: addrs}
+	if err != nil {
+		answer = &Pinned{Kind: "internal", Error: "the name could not be resolved"}
+		var f *proxy.Failure
+		if errors.As(err, &f) {
+			answer.Kind, answer.Error = f.Kind, f.Msg
+		}
+	}
+	if !h.hold(q, addrs) || h.link.write(&Message{ID: id, Pinned: answer}) != nil {
+		h.drop(q.Host, q.Port, addrs)
+	}
+}
+
+// hold notes what the proxy has from now on; false when it is gone already.
+func (h *Host) hold(q *Resolve, addrs []netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, a := range addrs {
+		h.pins[pin{q.Host, q.Port, a}]++
+	}
+	return h.err == nil
+}
+
+// drop gives back what is still held of addrs.
+func (h *Host) drop(host string, port uint16, addrs []netip.Addr) {
+	h.mu.Lock()
+	var held []netip.Addr
+	for _, a := range addrs {
+		if h.release(pin{host, port, a}) {
+			held = append(held, a)
+		}
+	}
+	h.mu.Unlock()
+	if len(held) > 0 {
+		h.handler.Done(host, port, held)
+	}
+}
+
+// release takes one pin off; false when there was none. The caller holds mu.
+func (h *Host) release(p pin) bool {
+	n := h.pins[p]
+	if n > 1 {
+		h.pins[p] = n - 1
+	} else {
+		delete(h.pins, p)
+	}
+	return n > 0
+}
+
+// done refuses pins that were never given: a proxy that sends those is no longer ours.
+func (h *Host) done(d *Done) error {
+	h.mu.Lock()
+	for _, a := range d.Addresses {
+		if !h.release(pin{d.Host, d.Port, a}) {
+			h.mu.Unlock()
+			return fmt.Errorf("the proxy gave back %s:%d, which it never had", d.Host, d.Port)
+		}
+	}
+	h.mu.Unlock()
+	h.handler.Done(d.Host, d.Port, d.Addresses)
+	return nil
+}
+
+// answer hands an answer to whoever asked. An answer that nobody waits for any more is dropped.
+func (h *Host) answer(m *Message) {
+	h.mu.Lock()
+	ch := h.waiting[m.ID]
+	delete(h.waiting, m.ID)
+	h.mu.Unlock()
+	if ch != nil {
+		ch <- m
+	}
+}
+
+// fail ends every waiting question and gives back every pin.
+func (h *Host) fail(err error) {
+	h.mu.Lock()
+	h.err = err
+	for id, ch := range h.waiting {
+		close(ch)
+		delete(h.waiting, id)
+	}
+	held := h.pins
+	h.pins = make(map[pin]int)
+	h.mu.Unlock()
+	for p, n := range held {
+		for range n {
+			h.handler.Done(p.host, p.port, []netip.Addr{p.addr})
+		}
+	}
+}
+
+// ask sends a message and waits for its answer.
+func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*Message, error) {
+	ch := make(chan *Message, 1)
+	h.mu.Lock()
+	if h.err != nil {
+		h.mu.Unlock()
+		return nil, fmt.Errorf("the proxy is gone: %w", h.err)
+	}
+	h.lastID++
+	m.ID = h.lastID
+	h.waiting[m.ID] = ch
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		delete(h.waiting, m.ID)
+		h.mu.Unlock()
+	}()
+	// A stopped proxy does not read: the write must end with the context too.
+	stop := context.AfterFunc(ctx, func() { h.link.conn.Close() })
+	err := h.link.write(m, sockets...)
+	stop()
+	if err != nil {
+		return nil, fmt.Errorf("the proxy is gone: %w", err)
+	}
+	select {
+	case got, ok := <-ch:
+		if !ok {
+			return nil, errors.New("the proxy died before it answered")
+		}
+		return got, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the proxy did not answer: %w", ctx.Err())
+	}
+}
+
+// Configure hands over a generation and returns when the proxy enforces it. Sockets are the listening ones that
+// c.Listeners names, in order, every time all of them; they stay the caller's.
+func (h *Host) Configure(ctx context.Context, c *Configure, sockets []syscall.Conn) (*Applied, error) {
+	if len(sockets) > maxFiles {
+		return nil, fmt.Errorf("%d listeners are more than one message carries (%d)", len(sockets), maxFiles)
+	}
+	m, err := h.ask(ctx, &Message{Configure: c}, sockets...)
+	if err != nil {
+		return nil, err
+	}
+	if m.Applied == nil {
+		return nil, errors.New("the proxy answered a configuration with something else")
+	}
+	if m.Applied.Error != "" {
+		return nil, errors.New(m.Applied.Error)
+	}
+	return m.Applied, nil
+}
+
+// Ping asks for a sign of life, which carries the proxy's counters.
+func (h *Host) Ping(ctx context.Context) (proxy.Stats, error) {
+	m, err := h.ask(ctx, &Message{Ping: &Ping{}})
+	if err != nil {
+		return proxy.Stats{}, err
+	}
+	if m.Ping == nil || m.Ping.Stats == nil {
+		return proxy.Stats{}, errors.New("the proxy answered a ping with something else")
+	}
+	return *m.Ping.Stats, nil
+}
+
+// Drain tells the proxy to finish.
+func (h *Host) Drain() error { return h.link.write(&Message{Drain: &Drain{}}) }
+
+// Close ends the connection; Serve returns.
+func (h *Host) Close() error { return h.link.conn.Close() }

@@ -1,0 +1,134 @@
+// Package wire carries the messages between PID 1 and the proxy process.
+//
+// The two share one socketpair. PID 1 holds a Host, the proxy process a Guest:
+//
+//	host, guest, err := wire.Pair()            // in PID 1; guest is inherited as a file
+//	h := wire.NewHost(host, handler)           // PID 1 answers Resolve, takes Done, Refresh and events
+//	err = h.Configure(ctx, c, listeners)       // hands over policy, secrets and listening sockets; returns when applied
+//
+//	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
+//
+// Every frame is four bytes of length and a JSON object with exactly one message set. Listening sockets travel as
+// SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
+// and validated before it is used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
+//
+// Not done here: no decision about a name (the handler asks policy), no retry, and no life of the process itself.
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"exitgate/policy"
+	"exitgate/proxy"
+)
+
+// Limits of one frame, in bytes. PID 1 sends whole policies; the proxy sends names and audit events.
+const (
+	maxFromHost  = 24 << 20
+	maxFromGuest = 64 << 10
+)
+
+// Message is one frame: ID pairs a question with its answer, and exactly one of the others is set.
+type Message struct {
+	ID        uint64     `json:"id,omitempty"`
+	Configure *Configure `json:"configure,omitempty"`
+	Applied   *Applied   `json:"applied,omitempty"`
+	Resolve   *Resolve   `json:"resolve,omitempty"`
+	Pinned    *Pinned    `json:"pinned,omitempty"`
+	Done      *Done      `json:"done,omitempty"`
+	Refresh   *Refresh   `json:"refresh,omitempty"`
+	Event     *Event     `json:"event,omitempty"`
+	Ping      *Ping      `json:"ping,omitempty"`
+	Drain     *Drain     `json:"drain,omitempty"`
+}
+
+// Configure replaces all that the proxy knows. Policy is the text of the file, since both sides load it by the same
+// pure function and must come to the same digest. Listeners names, in order, the sockets that ride beside the frame.
+type Configure struct {
+	Generation uint64            `json:"generation"`
+	File       string            `json:"file"`
+	Policy     []byte            `json:"policy"`
+	Secrets    map[string]Secret `json:"secrets,omitempty"`
+	Retired    [][]byte          `json:"retired,omitempty"`
+	Listeners  []Listener        `json:"listeners,omitempty"`
+}
+
+// Secret is a credential's value, or why it has none.
+type Secret struct {
+	Value  []byte `json:"value,omitempty"`
+	Broken string `json:"broken,omitempty"`
+}
+
+// Listener names one listening socket: Address is what policy calls it.
+type Listener struct {
+	Agent   string `json:"agent"`
+	Address string `json:"address"`
+}
+
+// Applied answers Configure. Error is empty on success.
+type Applied struct {
+	Digest string `json:"digest,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+// Resolve asks for the addresses of a name.
+type Resolve struct {
+	Agent string `json:"agent"`
+	Host  string `json:"host"`
+	Port  uint16 `json:"port"`
+}
+
+// Pinned answers Resolve: addresses that the kernel lets root reach by now, or a failure.
+type Pinned struct {
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Kind      string       `json:"kind,omitempty"`
+	Error     string       `json:"error,omitempty"`
+}
+
+// Done gives pins back: the last connection to these addresses has closed.
+type Done struct {
+	Host      string       `json:"host"`
+	Port      uint16       `json:"port"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Refresh asks for a credential to be fetched again: the upstream answered 401.
+type Refresh struct {
+	Credential string `json:"credential"`
+}
+
+// Event is one decision for the audit, with the connection that it was made on.
+type Event struct {
+	Event policy.Event `json:"event"`
+	Conn  proxy.Conn   `json:"conn"`
+}
+
+// Ping is sent by PID 1 and echoed: a proxy that is alive but stopped answers nothing.
+type Ping struct {
+	Stats *proxy.Stats `json:"stats,omitempty"`
+}
+
+// Drain tells the proxy to take no more connections and to end when the last one has.
+type Drain struct{}
+
+// decode reads one frame's body and refuses what is not exactly one message.
+func decode(body []byte) (*Message, error) {
+	var m Message
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, errors.New("a frame is not a message")
+	}
+	set := 0
+	for _, there := range []bool{m.Configure != nil, m.Applied != nil, m.Resolve != nil, m.Pinned != nil, m.Done != nil,
+		m.Refresh != nil, m.Event != nil, m.Ping != nil, m.Drain != nil} {
+		if there {
+			set++
+		}
+	}
+	if set != 1 {
+		return nil, fmt.Errorf("a frame holds %d messages", set)
+	}
+	return &m, nil
+}

@@ -1,0 +1,270 @@
+package wire
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"exitgate/policy"
+	"exitgate/proxy"
+)
+
+// desk is a Handler that answers from a table and remembers what is held.
+type desk struct {
+	mu     sync.Mutex
+	names  map[string][]netip.Addr
+	held   map[string]int
+	events []policy.Event
+
+	entered, gate chan struct{} // slow.example.com waits between the two
+}
+
+func (d *desk) Resolve(ctx context.Context, _, host string, _ uint16) ([]netip.Addr, error) {
+	if host == "slow.example.com" {
+		d.entered <- struct{}{}
+		<-d.gate
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	addrs, ok := d.names[host]
+	if !ok {
+		return nil, &proxy.Failure{Kind: "denied", Msg: host + " is not in the policy"}
+	}
+	d.held[host] += len(addrs)
+	return addrs, nil
+}
+
+func (d *desk) Done(host string, _ uint16, addrs []netip.Addr) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held[host] -= len(addrs)
+}
+
+func (d *desk) Refresh(string) {}
+
+func (d *desk) Event(e policy.Event, _ proxy.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.events = append(d.events, e)
+}
+
+func (d *desk) holds(host string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.held[host]
+}
+
+func newDesk() *desk {
+	return &desk{held: make(map[string]int), entered: make(chan struct{}, 1), gate: make(chan struct{}), names: map[string][]netip.Addr{
+		"api.example.com":  {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+		"slow.example.com": {netip.MustParseAddr("192.0.2.2")},
+	}}
+}
+
+// connect joins a Host with a Guest and serves both.
+func connect(t testing.TB, d *desk, c Commands) (*Host, *Guest, <-chan error) {
+	t.Helper()
+	conn, file, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := FromFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, g := NewHost(conn, d), NewGuest(other)
+	ended := make(chan error, 1)
+	go func() { ended <- h.Serve(context.Background()) }()
+	go g.Serve(c)
+	t.Cleanup(func() { h.Close(); other.Close() })
+	return h, g, ended
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for range 500 {
+		if cond() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s: not within 5 s", what)
+}
+
+func TestResolve(t *testing.T) {
+	d := newDesk()
+	_, g, _ := connect(t, d, Commands{})
+	got, err := g.Resolve(context.Background(), "claude", "api.example.com", 443)
+	if err != nil || !slices.Equal(got.Addrs, d.names["api.example.com"]) {
+		t.Fatalf("Resolve = %v, %v", got.Addrs, err)
+	}
+	if n := d.holds("api.example.com"); n != 2 {
+		t.Errorf("%d pins held, want 2", n)
+	}
+	got.Release()
+	got.Release() // once counts
+	eventually(t, "the pins go back", func() bool { return d.holds("api.example.com") == 0 })
+
+	_, err = g.Resolve(context.Background(), "claude", "evil.example", 443)
+	var f *proxy.Failure
+	if !errors.As(err, &f) || f.Kind != "denied" || f.Msg != "evil.example is not in the policy" {
+		t.Errorf("a refusal came as %#v", err)
+	}
+}
+
+// A request that ended while its name was being resolved must not keep the pins.
+func TestResolveCancelled(t *testing.T) {
+	d := newDesk()
+	_, g, _ := connect(t, d, Commands{})
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { <-d.entered; cancel() }()
+	if _, err := g.Resolve(ctx, "", "slow.example.com", 443); err == nil {
+		t.Fatal("a cancelled Resolve succeeded")
+	}
+	close(d.gate)
+	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
+}
+
+// A dead proxy holds nothing, whatever it held and whatever was under way.
+func TestDeathGivesPinsBack(t *testing.T) {
+	d := newDesk()
+	_, g, ended := connect(t, d, Commands{})
+	if _, err := g.Resolve(context.Background(), "", "api.example.com", 443); err != nil {
+		t.Fatal(err)
+	}
+	go g.Resolve(context.Background(), "", "slow.example.com", 443)
+	<-d.entered
+	g.link.conn.Close()
+	<-ended
+	close(d.gate)
+	eventually(t, "the pins go back", func() bool { return d.holds("api.example.com") == 0 && d.holds("slow.example.com") == 0 })
+}
+
+func TestConfigureHandsOverListeners(t *testing.T) {
+	got := make(chan net.Listener, 1)
+	h, _, _ := connect(t, newDesk(), Commands{Configure: func(c *Configure, files []*os.File) (string, error) {
+		if string(c.Policy) == "bad" {
+			return "", errors.New("policy.yaml:1: bad")
+		}
+		l, err := Listen(files[0])
+		if err != nil {
+			return "", err
+		}
+		got <- l
+		return "sha256:1", nil
+	}})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	names := []Listener{{Agent: "claude", Address: l.Addr().String()}}
+	applied, err := h.Configure(context.Background(), &Configure{Policy: make([]byte, 1<<20), Listeners: names}, []syscall.Conn{l.(syscall.Conn)})
+	if err != nil || applied.Digest != "sha256:1" {
+		t.Fatalf("Configure = %+v, %v", applied, err)
+	}
+	theirs := <-got
+	defer theirs.Close()
+	go net.Dial("tcp", l.Addr().String())
+	if _, err := theirs.Accept(); err != nil {
+		t.Errorf("the handed-over listener does not accept: %v", err)
+	}
+	if _, err := h.Configure(context.Background(), &Configure{Policy: []byte("bad")}, nil); err == nil || err.Error() != "policy.yaml:1: bad" {
+		t.Errorf("a refused policy came back as %v", err)
+	}
+}
+
+// A stopped proxy answers nothing: the caller's time limit holds.
+func TestConfigureTimesOut(t *testing.T) {
+	conn, file, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	h := NewHost(conn, newDesk())
+	go h.Serve(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := h.Configure(ctx, &Configure{Policy: make([]byte, 8<<20)}, nil); err == nil {
+		t.Fatal("a proxy that does not read applied a policy")
+	}
+}
+
+func TestEventsKeepTheirOrder(t *testing.T) {
+	d := newDesk()
+	_, g, _ := connect(t, d, Commands{})
+	for i := range 1000 {
+		g.Audit(policy.Event{Event: "request", Status: i}, proxy.Conn{})
+	}
+	g.Flush()
+	eventually(t, "1,000 events", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.events) == 1000 })
+	for i, e := range d.events {
+		if e.Status != i {
+			t.Fatalf("event %d is %d", i, e.Status)
+		}
+	}
+}
+
+// What a compromised proxy could send ends the connection, and with it the process.
+func TestHostRefuses(t *testing.T) {
+	frame := func(body string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	}
+	for _, c := range []struct {
+		name  string
+		bytes []byte
+		want  string
+	}{
+		{"a policy of its own", frame(`{"configure":{"generation":7}}`), "only PID 1 may send"},
+		{"pins that it never had", frame(`{"done":{"host":"api.example.com","port":443,"addresses":["192.0.2.1"]}}`), "never had"},
+		{"two messages in one", frame(`{"refresh":{"credential":"a"},"drain":{}}`), "holds 2 messages"},
+		{"none", frame(`{}`), "holds 0 messages"},
+		{"no JSON", frame(`hello`), "not a message"},
+		{"a frame over the limit", binary.BigEndian.AppendUint32(nil, 1<<31), "over the limit"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, g, ended := connect(t, newDesk(), Commands{})
+			if _, err := g.link.conn.Write(c.bytes); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-ended:
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("ended with %v, want %q", err, c.want)
+				}
+			case <-time.After(5 * time.Second):
+				t.Error("PID 1 goes on listening")
+			}
+		})
+	}
+}
+
+func BenchmarkResolve(b *testing.B) {
+	_, g, _ := connect(b, newDesk(), Commands{})
+	for b.Loop() {
+		p, err := g.Resolve(context.Background(), "claude", "api.example.com", 443)
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.Release()
+	}
+}
+
+func BenchmarkAudit(b *testing.B) {
+	_, g, _ := connect(b, newDesk(), Commands{})
+	e := policy.Event{Event: "request", Agent: "claude", Method: "POST", Host: "api.anthropic.com", Port: 443, Path: "/v1/messages",
+		Rule: "route/anthropic", Decision: "allow", Status: 200, Time: time.Now()}
+	for b.Loop() {
+		g.Audit(e, proxy.Conn{})
+	}
+	g.Flush()
+}
