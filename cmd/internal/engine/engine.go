@@ -1,0 +1,176 @@
+// Package engine holds one running gate together: which generation of the policy is in force, in which order things
+// start, how a reload goes, and what there is to tell about it.
+//
+//	e := engine.New(engine.Options{...})
+//	if err := e.Start(ctx); err != nil { ... }        // policy, secrets, listeners, proxy, sets; nothing runs before it is closed
+//	go e.Run(ctx)                                     // leases, drift, the proxy's life, reloads asked for by Hangup
+//	result, err := e.Reload(ctx, "reload command")    // prove, commit, else keep
+//	status := e.Status()
+//	e.Stop(ctx)
+//
+// The fence is installed, with empty sets, before New is called; everything here only adds to it what policy allows.
+// A reload that fails at any step leaves the generation in force as it was.
+//
+// Not done here: no process is started (the caller's Spawn does), no rule is written but through the fence, no word of
+// policy is interpreted but by package policy, and nothing is printed.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"exitgate/cmd/internal/secrets"
+	"exitgate/firewall"
+	"exitgate/firewall/resolver"
+	"exitgate/policy"
+)
+
+// Options are the outside world, filled in by the command.
+type Options struct {
+	Mode       string                                                               // "init", "sidecar", "attach", "isolate": for status
+	PolicyFile string                                                               // path, read by ReadPolicy
+	ReadPolicy func(path string) ([]byte, error)                                    // bounded by policy.MaxSize
+	Fence      *firewall.Writer                                                     // installed, sets empty
+	Secrets    secrets.Options                                                      // Changed is filled in here
+	Audit      func(policy.Event)                                                   // never blocks
+	Spawn      func(guest *os.File) (Process, error)                                // starts the proxy process with guest as its descriptor 3
+	Listen     func(policy.Agent, netip.AddrPort) (net.Listener, error)             // in the fenced namespace
+	Account    func(uid uint32) Account                                             // the passwd entry of an agent
+	Caller     func(local, remote netip.AddrPort, uid uint32) (pid int, exe string) // who holds the far end of a connection; audit only
+	Log        func(format string, args ...any)                                     //
+	Now        func() time.Time                                                     //
+	FileRoot   string                                                               // "" is /; resolv.conf and hosts are read below it
+	Lost       func(why string)                                                     // the fence cannot be kept: the agent must end
+	Drift      time.Duration                                                        // how often the kernel's generation is polled, as a backstop
+	DirectDial bool                                                                 // attach, isolate: the proxy dials outside the fence, whose sets stay empty
+}
+
+// Process is the running proxy process.
+type Process interface {
+	PID() int
+	Done() <-chan struct{} // closed when it has been waited for
+	Kill()
+	String() string // how it ended, once Done
+}
+
+// Account is what the system knows of an agent's uid.
+type Account struct {
+	Name, Home, Shell string
+	GID               uint32
+}
+
+// Engine is one gate. All methods may be called from any goroutine.
+type Engine struct {
+	Options
+	resolver *resolver.Resolver
+	secrets  *secrets.Store
+	egress   *egress
+	fixed    *fixed
+	proxy    *keeper
+	metrics  *metrics
+
+	current atomic.Pointer[generation] // in force: every reader sees one whole generation
+	hangups chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
+	ready   atomic.Bool
+	started time.Time
+
+	reloading sync.Mutex  // one reload at a time
+	widened   atomic.Bool // a reload has added to the sets and not yet removed: nobody else may remove
+	listeners listeners
+
+	mu    sync.Mutex // guards the following
+	last  ReloadResult
+	drift DriftStatus
+	wait  chan struct{} // closed and replaced whenever status may have changed
+}
+
+// generation is one policy in force, with all that was computed from it.
+type generation struct {
+	number  uint64
+	data    []byte // the file, which the proxy loads by the same function
+	policy  *policy.Policy
+	secrets map[string]secrets.Secret
+}
+
+// New puts the parts together; nothing runs yet.
+func New(o Options) *Engine {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	e := &Engine{Options: o, hangups: make(chan string, 1), wait: make(chan struct{}), started: o.Now()}
+	e.metrics = newMetrics(e)
+	o.Secrets.Changed = e.secretsChanged
+	e.secrets = secrets.New(o.Secrets)
+	e.egress = newEgress(o.Fence)
+	e.fixed = &fixed{fence: o.Fence, egress: e.egress}
+	e.resolver = resolver.New(resolver.Config{
+		Root:      o.FileRoot,
+		Commit:    e.commitPins,
+		Resolvers: e.useResolvers,
+		Now:       o.Now,
+		Observe:   e.observe,
+		Count:     e.metrics.lookup,
+	})
+	e.proxy = newKeeper(e)
+	e.listeners = listeners{open: make(map[listenerKey]net.Listener)}
+	return e
+}
+
+// Policy is the policy in force; nil before Start.
+func (e *Engine) Policy() *policy.Policy {
+	if g := e.current.Load(); g != nil {
+		return g.policy
+	}
+	return nil
+}
+
+// observe is the one way into the audit: it stamps what every line carries.
+func (e *Engine) observe(ev policy.Event) {
+	if ev.Time.IsZero() {
+		ev.Time = e.Now()
+	}
+	if g := e.current.Load(); g != nil && ev.Generation == 0 {
+		ev.Generation = g.number
+	}
+	e.metrics.event(ev)
+	e.Audit(ev)
+}
+
+// commitPins is the resolver's road into the kernel. Where the proxy dials from outside the fence the sets stay empty.
+func (e *Engine) commitPins(add, del []netip.AddrPort) error {
+	if e.DirectDial {
+		return nil
+	}
+	return e.egress.change(tcp(add), tcp(del))
+}
+
+// changed wakes whoever waits for a status.
+func (e *Engine) changed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(e.wait)
+	e.wait = make(chan struct{})
+}
+
+// Await returns when cond holds, or ctx ends.
+func (e *Engine) Await(ctx context.Context, cond func() bool) error {
+	for {
+		e.mu.Lock()
+		changed := e.wait
+		e.mu.Unlock()
+		if cond() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("still waiting: %w", ctx.Err())
+		}
+	}
+}

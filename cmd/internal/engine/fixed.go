@@ -1,0 +1,109 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"exitgate/firewall"
+	"exitgate/policy"
+)
+
+// fixed are the set elements that follow from policy and name servers alone: listeners, published ports, resolvers.
+// The pins come and go beside them. They change in two steps, so that at no time less is there than both the old and
+// the new generation need: grow before the change, shrink after it.
+type fixed struct {
+	fence  *firewall.Writer
+	egress *egress
+
+	mu   sync.Mutex // guards have
+	have firewall.Contents
+}
+
+// grow adds what want has more than there is.
+func (f *fixed) grow(want firewall.Contents) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	add, _ := f.have.Diff(want)
+	if err := f.commit(add, firewall.Contents{}); err != nil {
+		return err
+	}
+	f.have = merge(f.have, add)
+	return nil
+}
+
+// shrink removes what want does not have.
+func (f *fixed) shrink(want firewall.Contents) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, del := f.have.Diff(want)
+	if err := f.commit(firewall.Contents{}, del); err != nil {
+		return err
+	}
+	f.have = want
+	return nil
+}
+
+// commit sends the egress elements by the count that they share with the pins, the rest straight.
+func (f *fixed) commit(add, del firewall.Contents) error {
+	if err := f.egress.change(add.Egress, del.Egress); err != nil {
+		return err
+	}
+	add.Egress, del.Egress = nil, nil
+	return f.fence.Update(add, del)
+}
+
+func merge(a, b firewall.Contents) firewall.Contents {
+	a.Listeners = append(a.Listeners[:len(a.Listeners):len(a.Listeners)], b.Listeners...)
+	a.Egress = append(a.Egress[:len(a.Egress):len(a.Egress)], b.Egress...)
+	a.Resolvers = append(a.Resolvers[:len(a.Resolvers):len(a.Resolvers)], b.Resolvers...)
+	a.Published = append(a.Published[:len(a.Published):len(a.Published)], b.Published...)
+	a.OwnLoopback = append(a.OwnLoopback[:len(a.OwnLoopback):len(a.OwnLoopback)], b.OwnLoopback...)
+	a.RootLoopback = append(a.RootLoopback[:len(a.RootLoopback):len(a.RootLoopback)], b.RootLoopback...)
+	return a
+}
+
+// contents compiles the fixed elements of p. Where the proxy dials from outside the fence no resolver belongs into it.
+func (e *Engine) contents(p *policy.Policy, servers []netip.AddrPort) firewall.Contents {
+	if e.DirectDial {
+		servers = nil
+	}
+	return firewall.Compile(p, servers, nil)
+}
+
+// widen commits all that p allows and the sets lack, and lets the resolver answer for p as well as for the policy
+// before it. The function returned takes away what p does not allow.
+func (e *Engine) widen(p *policy.Policy) (narrow func() error, err error) {
+	e.widened.Store(true)
+	removePins, err := e.resolver.SetPolicy(p)
+	if err == nil {
+		err = e.fixed.grow(e.contents(p, e.resolver.Servers()))
+	}
+	if err != nil {
+		e.widened.Store(false)
+		return nil, fmt.Errorf("the fence refused the change: %w", err)
+	}
+	return func() error {
+		defer e.widened.Store(false)
+		if err := removePins(); err != nil {
+			return err
+		}
+		return e.fixed.shrink(e.contents(p, e.resolver.Servers()))
+	}, nil
+}
+
+// useResolvers is called before a changed list of name servers is used: the new ones are opened, the old ones closed.
+func (e *Engine) useResolvers(servers []netip.AddrPort) error {
+	p := e.Policy()
+	if p == nil || e.DirectDial {
+		return nil // the first generation commits them with the rest
+	}
+	want := e.contents(p, servers)
+	if err := e.fixed.grow(want); err != nil {
+		return err
+	}
+	if e.widened.Load() {
+		return nil // the reload under way removes
+	}
+	return e.fixed.shrink(want)
+}

@@ -1,0 +1,301 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"exitgate/cmd/internal/wire"
+	"exitgate/firewall/resolver"
+	"exitgate/policy"
+	"exitgate/proxy"
+)
+
+// How long the proxy may take. A healthy one applies 10,000 hosts in tens of milliseconds and answers a ping in less than one.
+const (
+	applyTimeout = 5 * time.Second
+	pingEvery    = 2 * time.Second
+	pingTimeout  = 5 * time.Second
+	maxBackoff   = 2 * time.Second
+)
+
+// keeper keeps one proxy process running, with the target generation. Its death closes nothing and opens nothing: the
+// listeners stay here, the pins that it held are given back, and the next one gets the same generation.
+type keeper struct {
+	engine *Engine
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	mu       sync.Mutex // guards the following
+	host     *wire.Host // nil while no proxy runs
+	process  Process
+	target   *generation
+	applied  uint64 // generation that the running proxy enforces; 0 while none runs
+	restarts int
+	lastEnd  string
+	stats    proxy.Stats
+	stopping bool
+}
+
+func newKeeper(e *Engine) *keeper {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &keeper{engine: e, ctx: ctx, cancel: cancel, ended: make(chan struct{})}
+}
+
+// run starts the proxy again whenever it ends, at once the first time and then with a growing pause.
+func (k *keeper) run() {
+	defer close(k.ended)
+	pause := time.Duration(0)
+	for k.ctx.Err() == nil {
+		began := time.Now()
+		end := k.once()
+		if k.isStopping() {
+			return
+		}
+		k.died(end)
+		if time.Since(began) > 10*time.Second {
+			pause = 0
+		}
+		select {
+		case <-time.After(pause):
+		case <-k.ctx.Done():
+		}
+		pause = min(2*pause+50*time.Millisecond, maxBackoff)
+	}
+}
+
+// once runs one proxy process from its start to its end, and says how it ended.
+func (k *keeper) once() string {
+	conn, guest, err := wire.Pair()
+	if err != nil {
+		return err.Error()
+	}
+	process, err := k.engine.Spawn(guest)
+	guest.Close()
+	if err != nil {
+		conn.Close()
+		return err.Error()
+	}
+	host := wire.NewHost(conn, (*answers)(k.engine))
+	served := make(chan error, 1)
+	go func() { served <- host.Serve(k.ctx) }()
+	go k.watch(host, process)
+
+	var end string
+	select {
+	case <-process.Done():
+		end = process.String()
+		host.Close()
+		<-served
+	case err := <-served:
+		process.Kill()
+		<-process.Done()
+		end = fmt.Sprintf("%s (%v)", process, err)
+	}
+	return end
+}
+
+// watch configures a new proxy and then asks it for signs of life: a stopped process is as bad as a dead one.
+func (k *keeper) watch(host *wire.Host, process Process) {
+	k.mu.Lock()
+	target := k.target
+	k.host, k.process = host, process
+	k.mu.Unlock()
+	if err := k.configure(host, target); err != nil {
+		k.engine.Log("the proxy does not take the policy: %v", err)
+		process.Kill()
+		return
+	}
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-process.Done():
+			return
+		case <-tick.C:
+			if !k.ping(host) {
+				process.Kill()
+				return
+			}
+		}
+	}
+}
+
+func (k *keeper) ping(host *wire.Host) bool {
+	ctx, cancel := context.WithTimeout(k.ctx, pingTimeout)
+	defer cancel()
+	stats, err := host.Ping(ctx)
+	if err != nil {
+		return k.ctx.Err() != nil
+	}
+	k.mu.Lock()
+	k.stats = stats
+	k.mu.Unlock()
+	return true
+}
+
+func (k *keeper) configure(host *wire.Host, g *generation) error {
+	ctx, cancel := context.WithTimeout(k.ctx, applyTimeout)
+	defer cancel()
+	names, sockets := k.engine.handover(g.policy)
+	message := &wire.Configure{Generation: g.number, File: g.policy.File, Policy: g.data, Listeners: names,
+		Secrets: make(map[string]wire.Secret)}
+	for name, s := range g.secrets {
+		message.Secrets[name] = wire.Secret{Value: s.Value.Reveal(), Broken: s.Broken}
+	}
+	for _, v := range k.engine.secrets.Retired() {
+		message.Retired = append(message.Retired, v.Reveal())
+	}
+	applied, err := host.Configure(ctx, message, sockets)
+	if err != nil {
+		return err
+	}
+	if applied.Digest != g.policy.Digest() {
+		return errors.New("the proxy read another policy than PID 1")
+	}
+	k.mu.Lock()
+	k.applied = g.number
+	k.mu.Unlock()
+	k.engine.changed()
+	return nil
+}
+
+// died clears what the dead process held and tells.
+func (k *keeper) died(end string) {
+	k.mu.Lock()
+	k.host, k.process, k.applied, k.stats = nil, nil, 0, proxy.Stats{}
+	k.restarts++
+	k.lastEnd = end
+	k.mu.Unlock()
+	k.engine.metrics.restart()
+	k.engine.Log("the proxy ended (%s); starting it again, the fence stays closed", end)
+	k.engine.observe(policy.Event{Event: "child", Decision: "deny", Reason: "the proxy ended: " + end})
+	k.engine.changed()
+}
+
+// apply brings g into force in the proxy: by Configure where one runs and answers in time, else by killing it and
+// letting the next one start with g. Secrets that changed take the same road, with the generation's number unchanged.
+func (k *keeper) apply(ctx context.Context, g *generation) error {
+	k.mu.Lock()
+	before := k.target
+	k.target = g
+	host, process := k.host, k.process
+	applied := k.applied
+	k.mu.Unlock()
+	if host != nil && applied != 0 {
+		err := k.configure(host, g)
+		if err == nil {
+			return nil
+		}
+		k.engine.Log("the proxy did not apply generation %d (%v); starting it anew", g.number, err)
+		process.Kill()
+	}
+	err := k.await(ctx, func() bool { return k.applied == g.number && k.host != host })
+	if err != nil {
+		k.mu.Lock()
+		k.target = before
+		k.mu.Unlock()
+	}
+	return err
+}
+
+// await waits for the proxy to come to what cond, called with mu held, asks for.
+func (k *keeper) await(ctx context.Context, cond func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*applyTimeout)
+	defer cancel()
+	err := k.engine.Await(ctx, func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return cond()
+	})
+	if err != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return fmt.Errorf("the proxy did not take the policy within %v%s", 2*applyTimeout, ended(k.lastEnd))
+	}
+	return nil
+}
+
+func ended(how string) string {
+	if how == "" {
+		return ""
+	}
+	return "; it ended: " + how
+}
+
+func (k *keeper) isStopping() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.stopping
+}
+
+// stop lets the proxy finish what is under way until ctx ends, then kills it.
+func (k *keeper) stop(ctx context.Context) {
+	k.mu.Lock()
+	k.stopping = true
+	host, process := k.host, k.process
+	k.mu.Unlock()
+	if process != nil {
+		if host.Drain() == nil {
+			select {
+			case <-process.Done():
+			case <-ctx.Done():
+			}
+		}
+		process.Kill()
+	}
+	k.cancel()
+	if process != nil {
+		<-k.ended
+	}
+}
+
+// answers is the engine as the proxy may use it.
+type answers Engine
+
+// Resolve is the one road from a name to an address. Policy is asked, with the clock, before DNS is.
+func (a *answers) Resolve(ctx context.Context, agent, host string, port uint16) ([]netip.Addr, error) {
+	addrs, err := a.resolver.Acquire(ctx, host, port)
+	if err == nil {
+		return addrs, nil
+	}
+	f := &proxy.Failure{Kind: "internal", Msg: err.Error()}
+	switch {
+	case errors.Is(err, resolver.ErrNotAllowed):
+		f.Kind = "denied"
+	case errors.Is(err, resolver.ErrNotFound):
+		f.Kind = "nxdomain"
+	case errors.Is(err, resolver.ErrTimeout):
+		f.Kind = "timeout"
+	case errors.Is(err, resolver.ErrAddress):
+		f.Kind = "address"
+	}
+	return nil, f
+}
+
+func (a *answers) Done(host string, port uint16, addrs []netip.Addr) {
+	a.resolver.Release(host, port, addrs)
+}
+
+func (a *answers) Refresh(credential string) { a.secrets.Refresh(credential) }
+
+// Event completes a line with what only PID 1 knows: the uid from the policy, pid and program from the kernel.
+func (a *answers) Event(ev policy.Event, c proxy.Conn) {
+	e := (*Engine)(a)
+	if p := e.Policy(); p != nil {
+		if agent := p.Agent(ev.Agent); agent != nil {
+			ev.UID = agent.UID
+		}
+	}
+	if c.Peer != nil {
+		ev.PID = c.Peer.PID
+	}
+	if e.Caller != nil && c.Remote.IsValid() {
+		ev.PID, ev.Exe = e.Caller(c.Remote, c.Local, ev.UID)
+	}
+	e.observe(ev)
+}

@@ -1,0 +1,168 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"exitgate/policy"
+)
+
+// ReloadResult is what a reload did, for status, the audit and whoever asked.
+type ReloadResult struct {
+	Time       time.Time `json:"time"`
+	Cause      string    `json:"cause"`
+	OK         bool      `json:"ok"`
+	Generation uint64    `json:"generation"`
+	Digest     string    `json:"digest"`
+	Unchanged  bool      `json:"unchanged,omitempty"` // the digest was equal: nothing was done
+	Widens     []string  `json:"widens,omitempty"`
+	Narrows    []string  `json:"narrows,omitempty"`
+	Errors     []string  `json:"errors,omitempty"` // one clear line each; the old policy stays
+	Seconds    float64   `json:"seconds"`
+}
+
+// Reload reads the policy file anew and brings it into force, or keeps the policy that is.
+//
+// The order is what makes it lossless: all that can be refused is tried first, additions reach the kernel before the
+// proxy may use them, and removals follow when the proxy has closed what depended on them. So at each moment the sets
+// hold at least what the proxy may dial, and a flow that both policies allow notices nothing.
+func (e *Engine) Reload(ctx context.Context, cause string) (ReloadResult, error) {
+	e.reloading.Lock()
+	defer e.reloading.Unlock()
+	began := e.Now()
+	old := e.current.Load()
+	result := ReloadResult{Time: began, Cause: cause, Generation: old.number, Digest: old.policy.Digest()}
+	g, err := e.prove(old)
+	switch {
+	case err != nil:
+	case g.policy.Digest() == old.policy.Digest():
+		result.Unchanged = true
+	default:
+		result.Widens, result.Narrows = texts(policy.Diff(old.policy, g.policy))
+		if err = e.commit(ctx, old, g); err == nil {
+			result.Generation, result.Digest = g.number, g.policy.Digest()
+		}
+	}
+	result.OK = err == nil
+	result.Errors = lines(err)
+	result.Seconds = e.Now().Sub(began).Seconds()
+	e.tell(result)
+	return result, err
+}
+
+// prove reads and checks all of a new generation without touching anything that is in force.
+func (e *Engine) prove(old *generation) (*generation, error) {
+	data, err := e.ReadPolicy(e.PolicyFile)
+	if err != nil {
+		return nil, err
+	}
+	p, err := policy.Load(e.PolicyFile, data)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil && old.policy.Digest() == p.Digest() {
+		return &generation{number: old.number, data: data, policy: p, secrets: old.secrets}, nil
+	}
+	values, err := e.secrets.Load(p)
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{number: 1, data: data, policy: p, secrets: values}
+	if old != nil {
+		g.number = old.number + 1
+	}
+	return g, nil
+}
+
+// commit brings g into force. Up to the proxy's answer everything can be taken back.
+func (e *Engine) commit(ctx context.Context, old, g *generation) error {
+	undo, err := e.openFor(g.policy)
+	if err != nil {
+		return err
+	}
+	narrow, err := e.widen(g.policy)
+	if err != nil {
+		undo()
+		return err
+	}
+	if err := e.proxy.apply(ctx, g); err != nil {
+		undo()
+		return errors.Join(err, e.restore(old))
+	}
+	e.secrets.Commit()
+	e.current.Store(g)
+	e.closeUnwanted(g.policy)
+	if err := narrow(); err != nil {
+		// The writer resynchronises by itself; what is left over is an address that the proxy no longer dials.
+		e.Log("elements of the former policy could not be removed at once: %v", err)
+	}
+	return nil
+}
+
+// restore narrows the sets to the old generation again.
+func (e *Engine) restore(old *generation) error {
+	narrow, err := e.widen(old.policy)
+	if err != nil {
+		return err
+	}
+	return narrow()
+}
+
+// tell writes the outcome to log, audit, metrics and status.
+func (e *Engine) tell(r ReloadResult) {
+	event := policy.Event{Event: "reload", Decision: "allow", Duration: time.Duration(r.Seconds * float64(time.Second))}
+	switch {
+	case !r.OK:
+		event.Decision = "deny"
+		event.Reason = "the policy in force stays: " + r.Errors[0]
+		for _, line := range r.Errors {
+			e.Log("reload (%s): %s", r.Cause, line)
+		}
+		e.Log("reload (%s): the policy in force stays (generation %d)", r.Cause, r.Generation)
+	case r.Unchanged:
+		event.Reason = "the policy is unchanged"
+	default:
+		event.Reason = fmt.Sprintf("generation %d: %d changes widen, %d narrow", r.Generation, len(r.Widens), len(r.Narrows))
+		for _, line := range r.Widens {
+			e.Log("reload: + %s", line)
+		}
+		for _, line := range r.Narrows {
+			e.Log("reload: - %s", line)
+		}
+	}
+	e.metrics.reloaded(r.OK, r.Time)
+	e.mu.Lock()
+	e.last = r
+	e.mu.Unlock()
+	e.observe(event)
+	e.changed()
+}
+
+func texts(changes []policy.Change) (widens, narrows []string) {
+	for _, c := range changes {
+		if c.Widens {
+			widens = append(widens, c.Text)
+		} else {
+			narrows = append(narrows, c.Text)
+		}
+	}
+	return widens, narrows
+}
+
+// lines splits an error into what is to be told, a line each.
+func lines(err error) []string {
+	if err == nil {
+		return nil
+	}
+	var many policy.Errors
+	if errors.As(err, &many) && len(many) > 0 {
+		out := make([]string, len(many))
+		for i, one := range many {
+			out[i] = one.Error()
+		}
+		return out
+	}
+	return []string{err.Error()}
+}

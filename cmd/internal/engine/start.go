@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"context"
+	"net/netip"
+
+	"exitgate/cmd/internal/secrets"
+	"exitgate/policy"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Start brings the first generation into force, in the order in which each step can still be refused: policy, secrets,
+// listeners, resolvers into the sets, the proxy, the listeners into the sets, the names that policy requires. The fence
+// is closed throughout; on an error nothing that was opened is left for an agent to use.
+func (e *Engine) Start(ctx context.Context) error {
+	g, err := e.prove(nil)
+	if err != nil {
+		return err
+	}
+	if _, err := e.openFor(g.policy); err != nil {
+		return err
+	}
+	if _, err := e.widen(g.policy); err != nil {
+		return err
+	}
+	e.current.Store(g)
+	e.proxy.target = g
+	go e.proxy.run()
+	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
+		return err
+	}
+	if err := e.resolver.Prewarm(ctx); err != nil {
+		return err
+	}
+	e.secrets.Commit()
+	e.metrics.reloaded(true, e.Now())
+	e.observe(policy.Event{Event: "start", Decision: "allow", Reason: "generation 1, " + g.policy.Digest()})
+	return nil
+}
+
+// Run does what goes on for as long as the gate stands. It returns when ctx ends.
+func (e *Engine) Run(ctx context.Context) {
+	go e.resolver.Run(ctx)
+	go e.watchDrift(ctx)
+	go e.secrets.Watch(ctx)
+	for {
+		select {
+		case cause := <-e.hangups:
+			_, _ = e.Reload(ctx, cause) // what went wrong is logged, audited and in status
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Hangup asks for a reload and does not wait. A thousand of them in a second are a few reloads: one that has not begun
+// will read the newest file anyway.
+func (e *Engine) Hangup(cause string) {
+	select {
+	case e.hangups <- cause:
+	default:
+	}
+}
+
+// MarkReady says that the agent runs, or may be started by others.
+func (e *Engine) MarkReady() {
+	e.ready.Store(true)
+	e.changed()
+}
+
+// Stop lets the proxy finish what is under way until ctx ends. The fence stays as it is.
+func (e *Engine) Stop(ctx context.Context) {
+	e.ready.Store(false)
+	e.proxy.stop(ctx)
+	if g := e.current.Load(); g != nil {
+		e.closeUnwanted(&policy.Policy{})
+	}
+}
+
+// secretsChanged gives the proxy the credentials as they are now; the generation stays the same.
+func (e *Engine) secretsChanged(values map[string]secrets.Secret) {
+	e.reloading.Lock()
+	defer e.reloading.Unlock()
+	g := *e.current.Load()
+	g.secrets = values
+	e.current.Store(&g)
+	if err := e.proxy.apply(context.Background(), &g); err != nil {
+		e.Log("a changed credential did not reach the proxy: %v", err)
+	}
+	e.changed()
+}
+
+// SecretValues are the credentials as text, for what must be kept free of them.
+func (e *Engine) SecretValues() []string {
+	var out []string
+	for _, v := range e.secrets.Known() {
+		out = append(out, string(v.Reveal()))
+	}
+	return out
+}
+
+// IsProxy tells the proxy process from others of root's: it may not ask the gate for anything but by its wire.
+func (e *Engine) IsProxy(pid int) bool { return pid == e.proxy.snapshot().PID }
+
+// Registry is where the metrics are.
+func (e *Engine) Registry() *prometheus.Registry { return e.metrics.Registry }
+
+// Resolvers are the name servers that are asked.
+func (e *Engine) Resolvers() []netip.AddrPort { return e.resolver.Servers() }
