@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"exitgate/cmd/internal/supervise"
+	"exitgate/policy"
+)
+
+// command is how a process becomes the named agent: its ids, and the environment that POLICY.md section 1 gives it.
+// Argv and Dir are the caller's to fill in. It is the one source of that for run, exec and env.
+func (g *gate) command(name string, inherited []string) (supervise.Command, error) {
+	p := g.engine.Policy()
+	agent := p.Agent(name)
+	if agent == nil {
+		return supervise.Command{}, fmt.Errorf("the policy has no agent %q; it has %s", name, agentNames(p))
+	}
+	who := account(g.env.root, agent.UID)
+	gid := who.GID
+	if agent.GID != nil {
+		gid = *agent.GID
+	}
+	c := supervise.Command{
+		Env:      p.Environ(agent.Name, inherited, policy.User{Name: who.Name, Home: who.Home, Shell: who.Shell}, g.engine.SecretValues()),
+		Identity: supervise.Identity{UID: agent.UID, GID: gid},
+		Loosen:   g.settings.Loosen,
+	}
+	if agent.Loopback == policy.LoopbackDeny {
+		c.ConnectPorts = []uint16{agent.Listen.Port()}
+	}
+	return c, nil
+}
+
+func agentNames(p *policy.Policy) string {
+	var names []string
+	for _, a := range p.Agents {
+		names = append(names, fmt.Sprintf("%q", a.Name))
+	}
+	return strings.Join(names, ", ")
+}
+
+// additions are the variables that exitgate adds, for a process that somebody else starts.
+func (g *gate) additions(name string) ([]string, error) {
+	p := g.engine.Policy()
+	agent := p.Agent(name)
+	if agent == nil {
+		return nil, fmt.Errorf("the policy has no agent %q; it has %s", name, agentNames(p))
+	}
+	return p.Environ(agent.Name, nil, policy.User{}, nil), nil
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"exitgate/cmd/internal/audit"
+	"exitgate/cmd/internal/engine"
+	"exitgate/cmd/internal/secrets"
+	"exitgate/cmd/internal/supervise"
+	"exitgate/firewall"
+	"exitgate/policy"
+
+	"golang.org/x/sys/unix"
+)
+
+// gate is one running exitgate: the fence, the engine, and the processes under it.
+type gate struct {
+	env        *environment
+	settings   *settings
+	mode       string
+	supervisor *supervise.Supervisor
+	fence      *firewall.Writer
+	engine     *engine.Engine
+	audit      *audit.Log
+	logf       func(format string, args ...any)
+	lost       chan string // why the fence cannot be kept
+}
+
+// lockdown closes the namespace: the whole ruleset with empty sets, in one batch, read back. Nothing slow comes before
+// it, and the netlink connection is the first descriptor that this process opens (google/nftables reads it with
+// select(2), which fails from descriptor 1024 on).
+func lockdown() (*firewall.Writer, error) {
+	kernel, err := firewall.OpenNetlink()
+	if err != nil {
+		return nil, err
+	}
+	fence := firewall.NewWriter(kernel)
+	if err := fence.Install(firewall.Contents{}); err != nil {
+		return nil, err
+	}
+	return fence, nil
+}
+
+// newEngine wires the engine to the processes, files and namespaces of this machine.
+func (g *gate) newEngine() *engine.Engine {
+	return engine.New(engine.Options{
+		Mode:       g.mode,
+		PolicyFile: g.settings.Policy,
+		ReadPolicy: g.env.readPolicy,
+		Fence:      g.fence,
+		Secrets:    secrets.Options{Output: g.helper, Log: g.logf, Environ: g.env.environ},
+		Audit:      g.audit.Write,
+		Spawn:      g.spawnProxy,
+		Listen:     listen,
+		Account:    func(uid uint32) engine.Account { return account(g.env.root, uid) },
+		Log:        g.logf,
+		Lost:       func(why string) { g.lost <- why },
+		FileRoot:   g.env.root,
+		Drift:      g.settings.DriftInterval,
+	})
+}
+
+// helper runs a credential's command under the one reaper. What it prints to stderr may hold the secret: not logged.
+func (g *gate) helper(ctx context.Context, argv, env []string, max int) ([]byte, error) {
+	return supervise.Output(ctx, g.supervisor, argv, env, max)
+}
+
+// listen opens an agent's listener in this namespace: its loopback address, or where addr is not valid its unix socket,
+// which anybody may connect to since SO_PEERCRED decides.
+func listen(a policy.Agent, addr netip.AddrPort) (net.Listener, error) {
+	if !addr.IsValid() {
+		return listenUnix(a.Socket)
+	}
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	return lc.Listen(context.Background(), "tcp", addr.String())
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// proxyProc is the proxy as the engine sees it.
+type proxyProc struct{ *supervise.Child }
+
+func (p proxyProc) PID() int       { return p.Child.PID }
+func (p proxyProc) Kill()          { _ = p.Signal(unix.SIGKILL) } // fails only where it has ended already
+func (p proxyProc) String() string { return ended(p.Child) }
+
+// ended says how a process ended.
+func ended(c *supervise.Child) string {
+	if st := c.Status(); st.Signal != 0 {
+		return "killed by " + unix.SignalName(st.Signal)
+	}
+	return fmt.Sprintf("exit code %d", c.Status().Code)
+}
+
+// proxyVariables are all that the proxy inherits: where the system's CA certificates are, and the Go runtime's knobs.
+var proxyVariables = []string{"SSL_CERT_FILE", "SSL_CERT_DIR", "GOMAXPROCS", "GOMEMLIMIT", "GOGC", "TZ"}
+
+// spawnProxy starts the proxy process in a session of its own, with nothing of the terminal: null, null, and for its
+// last words a pipe to the log.
+func (g *gate) spawnProxy(guest *os.File) (engine.Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	words, stderr, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	var env []string
+	for _, name := range proxyVariables {
+		if v := g.env.getenv(name); v != "" {
+			env = append(env, name+"="+v)
+		}
+	}
+	child, err := g.supervisor.Start(supervise.Process{
+		Name: "proxy", Path: selfExe, Argv: []string{"exitgate", "proxy"}, Env: env,
+		Files: []*os.File{null, null, stderr, guest}, Setsid: true,
+	})
+	if err != nil {
+		words.Close()
+		return nil, fmt.Errorf("the proxy could not be started: %w", err)
+	}
+	go g.relay(words)
+	return proxyProc{child}, nil
+}
+
+// maxWords bounds what a dying proxy may write to the log: a Go panic's first lines say enough.
+const maxWords = 40
+
+// relay logs what the proxy writes to stderr, with every credential taken out.
+func (g *gate) relay(words *os.File) {
+	defer words.Close()
+	lines := bufio.NewScanner(words)
+	for n := 0; lines.Scan(); n++ {
+		if line := strings.TrimSpace(lines.Text()); n < maxWords && line != "" {
+			g.logf("proxy: %s", g.scrub(line))
+		}
+	}
+}
+
+// scrub takes every credential out of a text of ours.
+func (g *gate) scrub(text string) string { return string(g.scrubLine([]byte(text))) }
+
+// scrubLine is the last look at a line before anybody sees it. Nothing of ours writes a credential; an upstream's or an
+// agent's words that are quoted somewhere may.
+func (g *gate) scrubLine(line []byte) []byte {
+	if g.engine == nil {
+		return line
+	}
+	for _, v := range g.engine.SecretValues() {
+		if v != "" {
+			line = bytes.ReplaceAll(line, []byte(v), bytes.Repeat([]byte("*"), len(v)))
+		}
+	}
+	return line
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"exitgate/cmd/internal/audit"
+
+	"golang.org/x/term"
+)
+
+// Where log and audit go when stderr is the agent's terminal: nothing may draw over an interactive program.
+const (
+	runDir      = "/run/exitgate"
+	quietLog    = runDir + "/exitgate.log"
+	quietAudit  = "file:" + runDir + "/audit.jsonl"
+	quietLogMax = 0o600
+)
+
+// openLogs opens the log and the audit, as the settings say.
+func (g *gate) openLogs(interactive bool) error {
+	var out io.Writer = g.env.stderr
+	sink := g.settings.Audit
+	if interactive {
+		if err := os.MkdirAll(filepath.Join("/", g.env.root, runDir), 0o711); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(filepath.Join("/", g.env.root, quietLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, quietLogMax)
+		if err != nil {
+			return fmt.Errorf("%w; mount a writable directory there (`--tmpfs %s`)", err, runDir)
+		}
+		out = f
+		if !g.settings.isSet("audit") {
+			sink = quietAudit
+		}
+	}
+	g.logf = logger(out, g.settings.LogFormat, g.settings.LogLevel)
+	var err error
+	g.audit, err = audit.Open(audit.Options{Sink: sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine})
+	return err
+}
+
+// onTerminal says whether an agent that we start would have our stderr as its terminal.
+func (g *gate) onTerminal() bool {
+	f, ok := g.env.stderr.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// logger writes one line a message, in text for people or JSON for programs.
+func logger(w io.Writer, format, level string) func(string, ...any) {
+	var at slog.Level
+	_ = at.UnmarshalText([]byte(level)) // an unknown word was refused with the settings; the zero value is info
+	var h slog.Handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: at})
+	if format == "text" {
+		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: at})
+	}
+	l := slog.New(h)
+	return func(format string, args ...any) { l.Info(fmt.Sprintf(format, args...)) }
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes that several commands share.
+const (
+	exitNo    = 1   // the answer is no: a mistake, a denial, a difference
+	exitUsage = 2   // the command line could not be understood, or there was nothing to answer from
+	exitOurs  = 125 // something of ours failed, and no command of the user's ran
+)
+
+// environment is the outside world as the commands see it: filled in by main, made up by tests.
+type environment struct {
+	args           []string // less the program's name
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	environ        func() []string
+	root           string // absolute paths are below it; "" is /
+	now            func() time.Time
+
+	settings *settings // there before a command runs
+}
+
+// exitError ends the program with a code. err may be nil: everything has been said.
+type exitError struct {
+	code int
+	err  error
+}
+
+// Error is what err says.
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+// Unwrap returns err.
+func (e exitError) Unwrap() error { return e.err }
+
+// commands are all that exitgate can be told to do, as the help lists them.
+var commands = []func(*environment) *cobra.Command{
+	newRunCommand, newExecCommand,
+	newCheckCommand, newRulesCommand, newDiffCommand, newExplainCommand, newPresetsCommand,
+	newStatusCommand, newWatchCommand, newReloadCommand, newVerifyCommand, newEnvCommand, newVersionCommand,
+}
+
+// failsAsOurs are the commands whose exit code is that of a program of the user's: a code of ours must not be taken
+// for it.
+var failsAsOurs = []string{"run", "exec", "attach"}
+
+func newRoot(env *environment) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "exitgate",
+		Short: "an egress firewall with a credential-holding proxy, for what is not trusted",
+		Long: "exitgate closes a network namespace, so that the program in it reaches one thing: a proxy that holds the credentials\n" +
+			"and lets through what the policy allows.",
+		Example:       "  exitgate check policy.yaml\n  exitgate run --policy policy.yaml -- claude",
+		SilenceErrors: true, SilenceUsage: true,
+		Args: knownCommand,
+		RunE: func(c *cobra.Command, _ []string) error {
+			c.SetOut(env.stderr)
+			_ = c.Help()
+			return exitError{code: exitUsage}
+		},
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error { return env.prepare(c) },
+	}
+	root.SetArgs(env.args)
+	root.SetIn(env.stdin)
+	root.SetOut(env.stdout)
+	root.SetErr(env.stderr)
+	root.SuggestionsMinimumDistance = 2
+	root.PersistentFlags().SortFlags = false
+	addSettings(root.PersistentFlags())
+	for _, make := range commands {
+		root.AddCommand(make(env))
+	}
+	return root
+}
+
+// knownCommand is asked when the first word is no command.
+func knownCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	mend := "`exitgate --help` lists them"
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		mend = fmt.Sprintf("did you mean %q?", near[0])
+	}
+	return fmt.Errorf("unknown command %q; %s", args[0], mend)
+}
+
+// prepare reads the settings, once it is clear that the command line is in order. Commands that only tell about the
+// program itself work with broken ones.
+func (env *environment) prepare(c *cobra.Command) error {
+	if c.Annotations["settings"] == "no" || !c.HasParent() || c.Name() == "help" || c.Parent().Name() == "completion" {
+		env.settings = &settings{}
+		return nil
+	}
+	s, err := env.readSettings(c.Flags())
+	if err != nil {
+		return exitError{code: exitCodeOf(c, exitNo), err: err}
+	}
+	env.settings = s
+	return nil
+}
+
+// needsNoSettings marks a command that tells about the program itself.
+func needsNoSettings(c *cobra.Command) *cobra.Command {
+	c.Annotations = map[string]string{"settings": "no"}
+	return c
+}
+
+// execute runs the command line and returns the exit code.
+func execute(env *environment) int {
+	c, err := newRoot(env).ExecuteC()
+	if err == nil {
+		return 0
+	}
+	var exit exitError
+	switch {
+	case errors.As(err, &exit):
+		if exit.err == nil {
+			return exit.code
+		}
+	case env.settings == nil: // the command had not begun: cobra could not make sense of the line
+		exit.code = exitCodeOf(c, exitUsage)
+		err = fmt.Errorf("%s; `%s --help` shows how", err, c.CommandPath())
+	default:
+		exit.code = exitCodeOf(c, exitNo)
+	}
+	env.complain(err)
+	return exit.code
+}
+
+func exitCodeOf(c *cobra.Command, otherwise int) int {
+	if slices.Contains(failsAsOurs, c.Name()) {
+		return exitOurs
+	}
+	return otherwise
+}
+
+// complain prints an error, each of its lines marked as ours.
+func (env *environment) complain(err error) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		fmt.Fprintf(env.stderr, "exitgate: %s\n", printable(line))
+	}
+}
+
+// printable replaces what could change how a terminal shows a line: words of files and arguments are in there.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 && r != '\t' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 {
+			return '\ufffd'
+		}
+		return r
+	}, s)
+}
+
+// printJSON answers a program.
+func (env *environment) printJSON(v any) error {
+	out := json.NewEncoder(env.stdout)
+	out.SetIndent("", "  ")
+	out.SetEscapeHTML(false)
+	return out.Encode(v)
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"exitgate/cmd/internal/control"
+	"exitgate/cmd/internal/supervise"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// selfExe is this binary, for the processes that PID 1 starts from it.
+const selfExe = "/proc/self/exe"
+
+// drainGrace is how long a stop waits for the proxy's last answers.
+const drainGrace = 3 * time.Second
+
+func newRunCommand(env *environment) *cobra.Command {
+	var r runner
+	c := &cobra.Command{
+		Use:   "run [--policy FILE] [--agent NAME] [-- COMMAND [ARG ...]]",
+		Short: "fence this network namespace, start the proxy, then COMMAND as the agent",
+		Long: "Closes the network namespace, starts the proxy that holds the credentials, and runs COMMAND as the agent, which can\n" +
+			"reach the proxy and nothing else. Without COMMAND it does so for processes that others start (sidecar), until a signal.\n\n" +
+			"The exit code is COMMAND's; 128+n when a signal ended it; 125 when COMMAND never ran; 126 and 127 when it could not be\n" +
+			"executed or was not found.",
+		Example: "  exitgate run --policy /etc/exitgate/policy.yaml -- claude\n" +
+			"  docker run --cap-add NET_ADMIN --security-opt no-new-privileges IMAGE exitgate run -- npm test",
+		RunE: func(_ *cobra.Command, argv []string) error {
+			r.argv = argv
+			return r.run(env)
+		},
+	}
+	c.Flags().StringVar(&r.agent, "agent", "", "which agent COMMAND runs as (default: the first of the policy)")
+	c.Flags().BoolVar(&r.hostNetwork, "host-network", false, "insist on fencing the host's own network namespace")
+	return c
+}
+
+// runner is one `exitgate run`.
+type runner struct {
+	gate
+	agent       string
+	argv        []string
+	hostNetwork bool
+}
+
+// run is the start order of the design: closed before anything slow, the agent last. Whatever fails before the agent
+// runs ends with code 125, and the namespace stays closed.
+func (r *runner) run(env *environment) (err error) {
+	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
+	r.env, r.settings, r.mode, r.lost = env, env.settings, "init", make(chan string, 1)
+	if len(r.argv) == 0 {
+		r.mode = "sidecar"
+	}
+	if os.Geteuid() != 0 {
+		return ours(errors.New("exitgate run needs root: it programs the firewall and starts the agent as another uid; run the container as root (no --user)"))
+	}
+	if err := refuseHostNetwork(r.hostNetwork); err != nil {
+		return ours(err)
+	}
+	// Before anything else: an early HUP or TERM must find somebody who knows what it means.
+	r.supervisor = supervise.New(supervise.Options{Grace: r.settings.Grace, Hangup: r.hangup, Log: func(f string, a ...any) { r.logf(f, a...) }})
+	if r.fence, err = lockdown(); err != nil {
+		return ours(err)
+	}
+	if err := r.openLogs(len(r.argv) > 0 && r.onTerminal()); err != nil {
+		return ours(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	code, err := r.hold(ctx)
+	r.audit.Close()
+	if err != nil {
+		return ours(err)
+	}
+	return exitError{code: code}
+}
+
+// hold starts the engine and the agent, and waits for the agent's end.
+func (r *runner) hold(ctx context.Context) (int, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	r.engine = r.newEngine()
+	defer r.drain()
+	if err := r.start(ctx); err != nil {
+		return 0, err
+	}
+	go r.engine.Run(ctx)
+	r.dropRights()
+	if r.settings.SelfTest {
+		if err := r.proveFence(ctx); err != nil {
+			return 0, err
+		}
+	}
+	var agent *supervise.Child
+	if len(r.argv) > 0 {
+		child, err := r.startAgent()
+		if err != nil {
+			return 0, err
+		}
+		agent = child
+	}
+	r.engine.MarkReady()
+	go r.endWhenLost(ctx, stop)
+	return r.supervisor.Run(ctx, agent), nil
+}
+
+// start brings up all that the agent will need, control socket and metrics included. A signal ends it.
+func (r *runner) start(ctx context.Context) error {
+	starting, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-r.supervisor.Interrupted():
+			stop()
+		case <-starting.Done():
+		}
+	}()
+	server := &control.Server{Refuse: r.engine.IsProxy}
+	if err := server.Listen(r.settings.Control); err != nil {
+		return err
+	}
+	if err := r.engine.Start(starting); err != nil {
+		return err
+	}
+	r.answer(server)
+	go server.Serve(ctx)
+	return r.serveMetrics(ctx)
+}
+
+// proveFence tests the fence from every agent's uid before any agent is there to use a hole.
+func (r *runner) proveFence(ctx context.Context) error {
+	for _, a := range r.engine.Policy().Agents {
+		v, err := r.selfTest(ctx, a.Name)
+		if err == nil {
+			err = v.Err()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropRights leaves PID 1 what its work needs from here on. Its other capabilities would serve nobody but an attacker.
+func (r *runner) dropRights() {
+	err := supervise.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_KILL, unix.CAP_DAC_READ_SEARCH)
+	if err != nil {
+		r.logf("capabilities that are not needed could not be dropped: %v", err)
+	}
+}
+
+// startAgent starts COMMAND as the agent, behind everything else.
+func (r *runner) startAgent() (*supervise.Child, error) {
+	c, err := r.command(r.agent, r.env.environ())
+	if err != nil {
+		return nil, err
+	}
+	c.Argv = r.argv
+	return r.supervisor.StartAgent(c)
+}
+
+// hangup is SIGHUP's meaning.
+func (r *runner) hangup() {
+	if e := r.engine; e != nil {
+		e.Hangup("SIGHUP")
+	}
+}
+
+func (r *runner) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainGrace)
+	defer cancel()
+	r.engine.Stop(ctx)
+}
+
+// endWhenLost ends the agent when the fence cannot be kept.
+func (r *runner) endWhenLost(ctx context.Context, stop context.CancelFunc) {
+	select {
+	case why := <-r.lost:
+		r.logf("the agent has to end: %s", why)
+		stop()
+	case <-ctx.Done():
+	}
+}
+
+// ours marks an error of ours before COMMAND ran.
+func ours(err error) error { return exitError{code: exitOurs, err: err} }

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by `-ldflags "-X main.version=..."`; without it the build's own information is used.
+var version string
+
+// build is `version --json`.
+type build struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	Commit  string `json:"commit"` // "unknown" in a build without version control (-buildvcs=false)
+}
+
+func newVersionCommand(env *environment) *cobra.Command {
+	var asJSON bool
+	c := needsNoSettings(&cobra.Command{
+		Use:     "version",
+		Short:   "version, Go and commit of this binary",
+		Example: "  exitgate version\n  exitgate version --json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			info, _ := debug.ReadBuildInfo()
+			b := describe(info)
+			if asJSON {
+				return env.printJSON(b)
+			}
+			_, err := fmt.Fprintf(env.stdout, "exitgate %s (%s, commit %s)\n", b.Version, b.Go, b.Commit)
+			return err
+		},
+	})
+	c.Flags().BoolVar(&asJSON, "json", false, "for programs")
+	return c
+}
+
+// describe reads what the linker recorded; info may be nil.
+func describe(info *debug.BuildInfo) build {
+	b := build{Version: version, Go: runtime.Version(), Commit: "unknown"}
+	if info == nil {
+		info = &debug.BuildInfo{}
+	}
+	if b.Version == "" {
+		b.Version = info.Main.Version
+	}
+	if b.Version == "" || b.Version == "(devel)" {
+		b.Version = "devel"
+	}
+	modified := ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			b.Commit = s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			modified = "+modified"
+		}
+	}
+	if b.Commit != "unknown" {
+		b.Commit += modified
+	}
+	return b
+}
