@@ -300,9 +300,6 @@ func (k *Netlink) readSets(s *State) error {
 	return nil
 }
 
-// plainFlags are the set flags that do not make it another kind of set.
-const plainFlags = unix.NFT_SET_MAP | nftables.NFT_SET_CONCAT
-
 func readSet(ad *netlink.AttributeDecoder) (set SetState, table string, anonymous bool) {
 	var flags uint32
 	var numbers [2]uint32
@@ -335,7 +332,7 @@ func readSet(ad *netlink.AttributeDecoder) (set SetState, table string, anonymou
 		set.Kind = "map"
 	}
 	text, ok := typeNames[numbers]
-	if set.Type = text; !ok || flags&^plainFlags != 0 {
+	if set.Type = text; !ok || flags&^unix.NFT_SET_MAP != 0 {
 		set.Type = fmt.Sprintf("%#x:%#x flags %#x", numbers[0], numbers[1], flags)
 	}
 	return set, table, flags&unix.NFT_SET_ANONYMOUS != 0

@@ -170,8 +170,7 @@ func (c *Chain) digest() string {
 }
 
 // change deletes and adds elements. Deleting an absent one fails, adding one
-// that is there does nothing, and a set has room for its size, what the same
-// batch deletes still counted.
+// that is there does nothing, and a set has room for its size.
 func (s *State) change(del, add []element) error {
 	if !s.Present {
 		return fmt.Errorf("change elements: %w", unix.ENOENT)
@@ -187,6 +186,7 @@ func (s *State) change(del, add []element) error {
 			return fmt.Errorf("delete %s from %s: %w", e, record.Sets[e.set].Name, unix.ENOENT)
 		}
 		delete(have, e)
+		count[e.set]--
 	}
 	for _, e := range add {
 		if _, ok := have[e]; ok {

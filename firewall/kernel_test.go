@@ -129,3 +129,24 @@ func dumpText(t testing.TB, k Kernel) string {
 	s.Flags = nil
 	return s.String()
 }
+
+// testAddr is one of 256 addresses for each of 256 users.
+func testAddr(user, i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{198, 18, byte(user), byte(i)})
+}
+
+// dockerTable is what Docker puts into a container's namespace for its DNS.
+const dockerTable = `
+table ip docker-dns {
+	chain dns-dnat {
+		type nat hook output priority -100; policy accept;
+		ip daddr 127.0.0.11 udp dport 53 counter dnat to 127.0.0.11:40053
+		ip daddr 127.0.0.11 tcp dport 53 counter dnat to 127.0.0.11:40053
+	}
+	chain dns-snat {
+		type nat hook postrouting priority 100; policy accept;
+		ip saddr 127.0.0.11 udp sport 40053 counter snat to 127.0.0.11:53
+		ip saddr 127.0.0.11 tcp sport 40053 counter snat to 127.0.0.11:53
+	}
+}
+`

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 )
@@ -100,4 +101,24 @@ func (m members) planPorts(add, del []element) (addPorts, delPorts []element) {
 		}
 	}
 	return addPorts, delPorts
+}
+
+// room refuses what the kernel would refuse as ENFILE, by the set's name.
+func (m members) room(add, del []element) error {
+	size := make([]int, len(m))
+	for i := range m {
+		size[i] = len(m[i])
+	}
+	for _, e := range del {
+		size[e.set]--
+	}
+	for _, e := range add {
+		size[e.set]++
+	}
+	for i, s := range record.Sets {
+		if size[i] > int(s.Size) && size[i] > len(m[i]) {
+			return fmt.Errorf("%w: %s holds %d of at most %d elements; nothing was changed", ErrSetFull, s.Name, len(m[i]), s.Size)
+		}
+	}
+	return nil
 }

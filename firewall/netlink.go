@@ -258,7 +258,9 @@ func (k *Netlink) constants(t *nftables.Table, o oneOf) (*nftables.Set, error) {
 }
 
 func netlinkSet(t *nftables.Table, s Set) *nftables.Set {
-	n := &nftables.Set{Table: t, Name: s.Name, KeyType: keyType(s.Key), Concatenation: len(s.Key) > 1, Size: s.Size, KeyByteOrder: binaryutil.BigEndian}
+	// Not marked as a concatenation: only interval sets need the mark, nft leaves
+	// it out as well, and the kernel takes the marked set for another one.
+	n := &nftables.Set{Table: t, Name: s.Name, KeyType: keyType(s.Key), Size: s.Size, KeyByteOrder: binaryutil.BigEndian}
 	if s.Key[0] == metaSkuid {
 		n.KeyByteOrder = binaryutil.NativeEndian
 	}

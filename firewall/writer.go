@@ -175,23 +175,10 @@ func (w *Writer) apply(rs []*request) error {
 	if len(add)+len(del) == 0 {
 		return nil
 	}
-	if err := w.room(add); err != nil {
+	if err := w.have.room(add, del); err != nil {
 		return err
 	}
 	return w.commit(add, del)
-}
-
-// room refuses what the kernel would refuse as ENFILE, by the set's name. The
-// kernel counts what the same batch deletes until it is committed.
-func (w *Writer) room(add []element) error {
-	more := make([]int, len(record.Sets))
-	for _, e := range add {
-		s := &record.Sets[e.set]
-		if more[e.set]++; more[e.set]+len(w.have[e.set]) > int(s.Size) {
-			return fmt.Errorf("%w: %s holds %d of at most %d elements; nothing was changed", ErrSetFull, s.Name, len(w.have[e.set]), s.Size)
-		}
-	}
-	return nil
 }
 
 // commit changes elements. After an error the kernel may hold the old elements,
