@@ -191,16 +191,25 @@ func (k *keeper) apply(ctx context.Context, g *generation) error {
 		if err == nil {
 			return nil
 		}
+		var refused *wire.Refused
+		if errors.As(err, &refused) {
+			k.retarget(before)
+			return fmt.Errorf("the proxy refused the policy: %w", err)
+		}
 		k.engine.Log("the proxy did not apply generation %d (%v); starting it anew", g.number, err)
 		process.Kill()
 	}
 	err := k.await(ctx, func() bool { return k.applied == g.number && k.host != host })
 	if err != nil {
-		k.mu.Lock()
-		k.target = before
-		k.mu.Unlock()
+		k.retarget(before)
 	}
 	return err
+}
+
+func (k *keeper) retarget(g *generation) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.target = g
 }
 
 // await waits for the proxy to come to what cond, called with mu held, asks for.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	"exitgate/cmd/internal/secrets"
 	"exitgate/policy"
@@ -21,7 +22,8 @@ func (e *Engine) Start(ctx context.Context) error {
 	if _, err := e.openFor(g.policy); err != nil {
 		return err
 	}
-	if _, err := e.widen(g.policy); err != nil {
+	narrow, err := e.widen(g.policy)
+	if err != nil {
 		return err
 	}
 	e.current.Store(g)
@@ -30,12 +32,25 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
 		return err
 	}
-	if err := e.resolver.Prewarm(ctx); err != nil {
+	if err := narrow(); err != nil {
+		return err
+	}
+	if err := e.prewarm(ctx, g.policy); err != nil {
 		return err
 	}
 	e.secrets.Commit()
 	e.metrics.reloaded(true, e.Now())
 	e.observe(policy.Event{Event: "start", Decision: "allow", Reason: "generation 1, " + g.policy.Digest()})
+	return nil
+}
+
+// prewarm looks up the first names. Only what the policy calls required is waited for: a dead name server must not keep
+// an agent from starting that may not need it.
+func (e *Engine) prewarm(ctx context.Context, p *policy.Policy) error {
+	if slices.ContainsFunc(p.Names(e.Now()), func(n policy.Name) bool { return n.Required }) {
+		return e.resolver.Prewarm(ctx)
+	}
+	go e.resolver.Prewarm(context.WithoutCancel(ctx))
 	return nil
 }
 

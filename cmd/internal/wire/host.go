@@ -238,10 +238,16 @@ func (h *Host) Configure(ctx context.Context, c *Configure, sockets []syscall.Co
 		return nil, errors.New("the proxy answered a configuration with something else")
 	}
 	if m.Applied.Error != "" {
-		return nil, errors.New(m.Applied.Error)
+		return nil, &Refused{m.Applied.Error}
 	}
 	return m.Applied, nil
 }
+
+// Refused is a proxy's answer that it does not take a configuration; the one before it stays in force there.
+type Refused struct{ Why string }
+
+// Error is the proxy's reason.
+func (r *Refused) Error() string { return r.Why }
 
 // Ping asks for a sign of life, which carries the proxy's counters.
 func (h *Host) Ping(ctx context.Context) (proxy.Stats, error) {
