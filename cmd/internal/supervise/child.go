@@ -1,0 +1,101 @@
+package supervise
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Child is a process a Supervisor started.
+type Child struct {
+	PID  int
+	Name string
+
+	s      *Supervisor
+	done   chan struct{}
+	status Status // written before done is closed
+	ended  bool   // guarded by s.mu; the PID may be another's from then on
+}
+
+// Done returns a channel that is closed when the process has ended and been waited for.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Status returns how the process ended, and the zero value before it did.
+func (c *Child) Status() Status {
+	select {
+	case <-c.done:
+		return c.status
+	default:
+		return Status{}
+	}
+}
+
+// Signal sends a signal to the process alone. It returns os.ErrProcessDone if it has ended, and never reaches another
+// process that has been given its number since.
+func (c *Child) Signal(sig unix.Signal) error {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.ended {
+		return os.ErrProcessDone
+	}
+	return unix.Kill(c.PID, sig)
+}
+
+// Status is how a process ended.
+type Status struct {
+	Code   int         // exit code; 0 if a signal killed it
+	Signal unix.Signal // 0 if it exited
+}
+
+// ExitCode returns the code, or 128+n for signal n.
+func (st Status) ExitCode() int {
+	if st.Signal != 0 {
+		return 128 + int(st.Signal)
+	}
+	return st.Code
+}
+
+func statusOf(ws unix.WaitStatus) Status {
+	if ws.Signaled() {
+		return Status{Signal: ws.Signal()}
+	}
+	return Status{Code: ws.ExitStatus()}
+}
+
+// reap waits for every process that has ended, ours and orphans, and acts on the agent's having stopped.
+func (s *Supervisor) reap() {
+	s.mu.Lock()
+	stopped := s.waitLocked()
+	s.mu.Unlock()
+	if stopped != 0 {
+		s.agentStopped(stopped)
+	}
+}
+
+// waitLocked returns the signal that stopped the agent, if one did. The lock is held across starting a process
+// too, so that no process is waited for before it is known.
+func (s *Supervisor) waitLocked() (stopped unix.Signal) {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WUNTRACED, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil || pid == 0: // ECHILD: nobody left; 0: nobody has ended
+			return stopped
+		}
+		child := s.children[pid]
+		switch {
+		case child == nil: // an orphan
+		case ws.Stopped():
+			if child == s.agent {
+				stopped = ws.StopSignal()
+			}
+		default:
+			delete(s.children, pid)
+			child.ended, child.status = true, statusOf(ws)
+			close(child.done)
+		}
+	}
+}

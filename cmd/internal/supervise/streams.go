@@ -1,0 +1,38 @@
+package supervise
+
+import "golang.org/x/sys/unix"
+
+// shareStreams lets uid open /dev/stdin, /dev/stdout and /dev/stderr, which are links to what descriptors 0 to 2 are.
+// A container engine makes these for root. What was not made for this process alone stays as it is: files, named pipes,
+// and a terminal that others will go on using. Best effort: what fails costs the reopening, and nothing else.
+func shareStreams(uid uint32) {
+	for fd := range 3 {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil || st.Uid == uid || int(st.Uid) != unix.Geteuid() {
+			continue
+		}
+		switch {
+		case isAnonymousPipe(fd):
+			if unix.Fchown(fd, int(uid), -1) != nil {
+				// Without CAP_CHOWN. Nobody finds a pipe without a name but by the descriptor of a process he controls.
+				_ = unix.Fchmod(fd, 0o666)
+			}
+		case isTerminal(fd) && forUs():
+			_ = unix.Fchown(fd, int(uid), -1)
+		}
+	}
+}
+
+func isAnonymousPipe(fd int) bool {
+	var fs unix.Statfs_t
+	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.PIPEFS_MAGIC
+}
+
+func isTerminal(fd int) bool {
+	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	return err == nil
+}
+
+// forUs reports whether an engine started this process, and made its terminal for it: as a container's first process or
+// one of its children, or by `docker exec`, whose processes have a parent that cannot be seen from inside.
+func forUs() bool { return unix.Getppid() <= 1 }

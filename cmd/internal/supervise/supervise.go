@@ -1,0 +1,53 @@
+// Package supervise is what a container's first process owes the kernel and its children: it starts them, waits
+// for them, forwards signals to them, lends them its terminal, and takes every privilege from the agent and from the proxy.
+//
+//	s := supervise.New(supervise.Options{Grace: 10 * time.Second, Hangup: reload, Log: log})
+//	proxy, err := s.Start(supervise.Process{Path: "/proc/self/exe", Argv: []string{"exitgate", "proxy"}, ...})
+//	agent, err := s.StartAgent(supervise.Command{Argv: argv, Env: env, Identity: supervise.Identity{UID: 1000, GID: 1000}})
+//	os.Exit(s.Run(ctx, agent))
+//
+// The agent goes through `exitgate stage`, whose main is Stage: a process of its own that hardens itself as the agent and
+// becomes it by execve. `exitgate exec` calls Become itself. The proxy calls HardenProxy before it reads its first byte.
+//
+// What this does not do: nothing here knows a policy, a firewall or a proxy. Nothing else in a process that has a
+// Supervisor may wait for children: os/exec would lose statuses to it, and it to os/exec.
+package supervise
+
+import (
+	"os"
+	"time"
+)
+
+// Identity is who the agent is. It has no supplementary groups.
+type Identity struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// Command is an agent to become.
+type Command struct {
+	Argv []string `json:"argv"` // Argv[0] is looked up in the PATH of Env as the agent
+	Env  []string `json:"env"`
+	Dir  string   `json:"dir,omitempty"` // "": the caller's, even one the agent cannot read
+	Identity
+	Loosen       []string `json:"loosen,omitempty"` // names of hardening points to leave out
+	ConnectPorts []uint16 `json:"connect_ports"`    // Landlock: TCP connect only to these; nil: no restriction
+}
+
+// Options of a Supervisor.
+type Options struct {
+	Grace  time.Duration        // between TERM and KILL for what an agent leaves behind
+	Hangup func()               // called for a HUP that is not a terminal's; must not block; may be nil
+	Log    func(string, ...any) // printf; must not block; nil: silence
+}
+
+// Process is a program to start that is not an agent.
+type Process struct {
+	Name       string // for the log
+	Path       string
+	Argv, Env  []string   // Env is all the environment it gets
+	Files      []*os.File // descriptors 0, 1, 2, ...; nil entries are /dev/null. Their modes stay as they are
+	Setsid     bool       // own session: never the terminal
+	NewGroup   bool       // own process group
+	Foreground bool       // own process group, and the terminal's foreground one where there is a terminal and it is ours to lend
+}

@@ -1,0 +1,184 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInterrupted says that TERM, INT or QUIT came before the agent was started: it is not started any more.
+var ErrInterrupted = errors.New("interrupted before the agent was started")
+
+// Supervisor owns the signals and the children of the process. There is one in a process.
+type Supervisor struct {
+	grace   time.Duration
+	hangup  func()
+	log     func(string, ...any)
+	signals chan os.Signal
+	tty     *terminal // nil: no controlling terminal
+
+	interrupted chan struct{} // closed by the first TERM, INT or QUIT while there is no agent
+	hurry       chan struct{} // closed by the first one after the agent's end, or while Run ends it
+
+	mu       sync.Mutex     // guards the following
+	children map[int]*Child // those that have not been waited for
+	agent    *Child
+	command  Command // the agent's, without its environment
+	ending   bool
+}
+
+// New subscribes to signals, begins to wait for children, and returns. It comes first in a program: what arrives before
+// it takes the Go runtime's default action, and a first process that TERM ends so exits with status 2.
+func New(o Options) *Supervisor {
+	s := &Supervisor{
+		grace: o.Grace, hangup: o.Hangup, log: o.Log,
+		signals:     make(chan os.Signal, 256),
+		interrupted: make(chan struct{}),
+		hurry:       make(chan struct{}),
+		children:    map[int]*Child{},
+	}
+	if s.hangup == nil {
+		s.hangup = func() {}
+	}
+	if s.log == nil {
+		s.log = func(string, ...any) {}
+	}
+	// Not SIGURG, which the runtime sends to itself many times a second, nor SIGPIPE, nor what a fault of our own raises.
+	signal.Notify(s.signals, unix.SIGCHLD, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	if err := closeOnExec(); err != nil { // what was inherited is for this process, not for its children
+		s.log("%v", err)
+	}
+	if os.Getpid() != 1 {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			s.log("orphaned processes will not be waited for: %v", err)
+		}
+	}
+	s.tty = controllingTerminal()
+	go s.loop()
+	return s
+}
+
+// loop is the one goroutine that waits for children and acts on signals.
+func (s *Supervisor) loop() {
+	s.reap() // children of a program that executed this one
+	for sig := range s.signals {
+		switch sig := sig.(unix.Signal); sig {
+		case unix.SIGCHLD:
+			s.reap()
+		case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU: // we do not stop
+		case unix.SIGHUP:
+			if s.tty.hungUp() {
+				s.forward(sig)
+			} else {
+				s.hangup()
+			}
+		case unix.SIGCONT:
+			s.resume()
+		default:
+			s.forward(sig)
+		}
+	}
+}
+
+// forward sends a signal to the agent's process group, and notes an order to end that there is no agent for.
+func (s *Supervisor) forward(sig unix.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	alive := s.agent != nil && !s.agent.ended
+	if alive {
+		s.signalAgentLocked(sig)
+	}
+	if sig != unix.SIGTERM && sig != unix.SIGINT && sig != unix.SIGQUIT {
+		return
+	}
+	switch {
+	case s.agent == nil:
+		closeOnce(s.interrupted)
+	case !alive || s.ending:
+		closeOnce(s.hurry)
+	}
+}
+
+// closeOnce is called with the lock held, or by the one goroutine that closes c.
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+func (s *Supervisor) signalAgentLocked(sig unix.Signal) {
+	err := unix.Kill(-s.agent.PID, sig)
+	if errors.Is(err, unix.ESRCH) { // it has joined another group
+		err = unix.Kill(s.agent.PID, sig)
+	}
+	if errors.Is(err, unix.EPERM) {
+		s.log("%v cannot be forwarded to the agent; run with --cap-add KILL", sig)
+	}
+}
+
+// Interrupted returns a channel that is closed by the first TERM, INT or QUIT that finds no agent started.
+func (s *Supervisor) Interrupted() <-chan struct{} { return s.interrupted }
+
+// Run waits until the agent ends, or ends it when ctx is done: TERM, the grace, KILL. Then it ends what the agent left
+// running, and returns the agent's exit code, 128+n if signal n killed it. Processes started by Start go on, for the caller to
+// end. A second TERM, INT or QUIT meanwhile cuts the grace short.
+//
+// Without an agent it waits for TERM, INT, QUIT or ctx, and returns 0.
+func (s *Supervisor) Run(ctx context.Context, agent *Child) int {
+	if agent == nil {
+		select {
+		case <-s.interrupted:
+		case <-ctx.Done():
+		}
+		return 0
+	}
+	select {
+	case <-agent.done:
+	case <-ctx.Done():
+		s.end(agent)
+	}
+	s.tty.reclaim()
+	s.sweep()
+	return agent.Status().ExitCode()
+}
+
+// end ends the agent's process group.
+func (s *Supervisor) end(agent *Child) {
+	s.mu.Lock()
+	s.ending = true
+	if !agent.ended {
+		s.signalAgentLocked(unix.SIGTERM)
+		s.signalAgentLocked(unix.SIGCONT) // a stopped process cannot act on it
+	}
+	s.mu.Unlock()
+	if s.within(s.grace, agent.done) {
+		return
+	}
+	s.mu.Lock()
+	if !agent.ended {
+		s.signalAgentLocked(unix.SIGKILL)
+	}
+	s.mu.Unlock()
+	<-agent.done
+}
+
+// within waits for done, for no longer than d, and not at all once a second signal asks for haste.
+func (s *Supervisor) within(d time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+	case <-s.hurry:
+	}
+	return false
+}
