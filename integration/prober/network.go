@@ -221,13 +221,22 @@ func flood(p Probe, _ emit) (r Result) {
 	return r
 }
 
-// once is one connect, or one datagram, to an address; it returns "ok" or the errno.
+// once is one connect, one datagram or one listener; it returns "ok" or the errno.
 func once(p Probe, address string) string {
 	network := p.Network
 	if network == "" {
 		network = "tcp"
 	}
 	var r Result
+	if network == "listen" {
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			l.Close()
+			return "ok"
+		}
+		r.fail("", err)
+		return r.Errno
+	}
 	c, err := (&net.Dialer{Timeout: 2 * time.Second}).Dial(network, address)
 	if err == nil {
 		if t, ok := c.(*net.TCPConn); ok {

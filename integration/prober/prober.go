@@ -1,7 +1,9 @@
 // Package prober is the program that runs inside a box and tries things: as the agent, as another uid, or as root.
 //
 //	prober serve     reads probes as JSON lines on standard input, runs each at once, writes results as JSON lines
-//	prober do JSON   runs one probe, prints its result
+//	prober do JSON   runs one probe, prints its results
+//	prober init COMMAND ARGS                           a bare init, for comparison
+//	prober reverse LISTEN UPSTREAM AUTHORIZATION       a bare reverse proxy, for comparison
 //
 // A result names what was seen, not what was hoped for: the errno by its name, the time it took, the bytes that came. The operations:
 //
@@ -10,11 +12,14 @@
 //	socket                         socket(Domain, Type, Protocol), then sendto Address with Data: ICMP, raw, packet, SCTP, vsock ...
 //	http                           dial, CONNECT to Tunnel if set, TLS to ServerName if set, send Data, read the answer
 //	hold                           as http without an answer or tcp: keep sending Data every Every until it fails; one result when up, one at the end
+//	send                           as http, but close as soon as Data is written
 //	listen                         listen at Address and report who comes, until Timeout
 //	self                           identity, capabilities, descriptors, environment
 //	read, write                    a file
 //	shell                          Data as a script for /bin/sh
-//	flood                          connects or sends to each of Addresses in turn until Timeout; counts outcomes by address and errno
+//	flood                          connects, sends or listens (Network tcp, udp, listen) at each of Addresses in turn until Timeout, and
+//	                               counts outcomes by address and errno
+//	load, streams                  repeat a request, or read server-sent events, on Connections until Timeout; quantiles
 //
 // What it does not do: it judges nothing, and depends on no program or library of the box.
 package prober
@@ -34,25 +39,26 @@ import (
 
 // Probe is one thing to try.
 type Probe struct {
-	ID         int           `json:"id,omitempty"`
-	Op         string        `json:"op"`
-	Address    string        `json:"address,omitempty"` // HOST:PORT with a literal host, or a path for read and write
-	Addresses  []string      `json:"addresses,omitempty"`
-	Network    string        `json:"network,omitempty"` // flood: tcp (default) or udp
-	Local      string        `json:"local,omitempty"`   // address to bind before connecting
-	Data       []byte        `json:"data,omitempty"`
-	Read       int           `json:"read,omitempty"`
-	Tunnel     string        `json:"tunnel,omitempty"`      // HOST:PORT for CONNECT
-	ServerName string        `json:"server_name,omitempty"` // TLS to this name, verified against the box's certificate bundle
-	Every      time.Duration `json:"every,omitempty"`
-	Timeout    time.Duration `json:"timeout,omitempty"` // default 10 s
-	Chunks     bool          `json:"chunks,omitempty"`  // http: one result for each piece of body as it comes
-	HTTP2      bool          `json:"http2,omitempty"`   // TLS offers h2; only the handshake is of use then
-	Keep       bool          `json:"keep,omitempty"`    // http: read to the end of the connection, not of the first answer
-	Domain     int           `json:"domain,omitempty"`
-	Type       int           `json:"type,omitempty"`
-	Protocol   int           `json:"protocol,omitempty"`
-	Mark       int           `json:"mark,omitempty"` // socket: SO_MARK to try first
+	ID          int           `json:"id,omitempty"`
+	Op          string        `json:"op"`
+	Address     string        `json:"address,omitempty"` // HOST:PORT with a literal host, or a path for read and write
+	Addresses   []string      `json:"addresses,omitempty"`
+	Network     string        `json:"network,omitempty"` // flood: tcp (default), udp or listen
+	Local       string        `json:"local,omitempty"`   // address to bind before connecting
+	Data        []byte        `json:"data,omitempty"`
+	Read        int           `json:"read,omitempty"`
+	Tunnel      string        `json:"tunnel,omitempty"`      // HOST:PORT for CONNECT
+	ServerName  string        `json:"server_name,omitempty"` // TLS to this name, verified against the box's certificate bundle
+	Every       time.Duration `json:"every,omitempty"`
+	Timeout     time.Duration `json:"timeout,omitempty"` // default 10 s
+	Chunks      bool          `json:"chunks,omitempty"`  // http: one result for each piece of body as it comes
+	HTTP2       bool          `json:"http2,omitempty"`   // TLS offers h2; only the handshake is of use then
+	Keep        bool          `json:"keep,omitempty"`    // http: read to the end of the connection, not of the first answer
+	Connections int           `json:"connections,omitempty"`
+	Domain      int           `json:"domain,omitempty"`
+	Type        int           `json:"type,omitempty"`
+	Protocol    int           `json:"protocol,omitempty"`
+	Mark        int           `json:"mark,omitempty"` // socket: SO_MARK to try first
 }
 
 // Encode is the probe as one line of JSON.
@@ -66,21 +72,22 @@ func (p Probe) Encode() string {
 
 // Result is what was seen.
 type Result struct {
-	ID      int                 `json:"id,omitempty"`
-	More    bool                `json:"more,omitempty"` // not the last result of this probe
-	Errno   string              `json:"errno,omitempty"`
-	Err     string              `json:"err,omitempty"`
-	Stage   string              `json:"stage,omitempty"` // where it failed: dial, connect, tls, write, read
-	Elapsed time.Duration       `json:"elapsed"`
-	At      time.Time           `json:"at"`
-	Data    []byte              `json:"data,omitempty"`
-	Status  int                 `json:"status,omitempty"`
-	Header  map[string][]string `json:"header,omitempty"`
-	First   time.Duration       `json:"first,omitempty"` // http: from sending to the first byte of the body
-	Count   int                 `json:"count,omitempty"`
-	Local   string              `json:"local,omitempty"`
-	Tally   map[string]int      `json:"tally,omitempty"` // flood: "ADDRESS outcome" to number
-	Self    *Self               `json:"self,omitempty"`
+	ID        int                 `json:"id,omitempty"`
+	More      bool                `json:"more,omitempty"` // not the last result of this probe
+	Errno     string              `json:"errno,omitempty"`
+	Err       string              `json:"err,omitempty"`
+	Stage     string              `json:"stage,omitempty"` // where it failed: dial, connect, tls, write, read
+	Elapsed   time.Duration       `json:"elapsed"`
+	At        time.Time           `json:"at"`
+	Data      []byte              `json:"data,omitempty"`
+	Status    int                 `json:"status,omitempty"`
+	Header    map[string][]string `json:"header,omitempty"`
+	First     time.Duration       `json:"first,omitempty"` // http: from sending to the first byte of the body
+	Count     int                 `json:"count,omitempty"`
+	Local     string              `json:"local,omitempty"`
+	Tally     map[string]int      `json:"tally,omitempty"` // flood: "ADDRESS outcome" to number
+	Quantiles *Quantiles          `json:"quantiles,omitempty"`
+	Self      *Self               `json:"self,omitempty"`
 }
 
 // OK says that nothing failed.
@@ -111,18 +118,21 @@ func (r *Result) fail(stage string, err error) {
 type emit func(Result)
 
 var ops = map[string]func(Probe, emit) Result{
-	"hello":  func(Probe, emit) Result { return Result{} },
-	"tcp":    dial("tcp"),
-	"udp":    dial("udp"),
-	"socket": socket,
-	"http":   request,
-	"hold":   hold,
-	"listen": listen,
-	"self":   self,
-	"read":   read,
-	"write":  write,
-	"shell":  shell,
-	"flood":  flood,
+	"hello":   func(Probe, emit) Result { return Result{} },
+	"tcp":     dial("tcp"),
+	"udp":     dial("udp"),
+	"socket":  socket,
+	"http":    request,
+	"hold":    hold,
+	"send":    send,
+	"listen":  listen,
+	"self":    self,
+	"read":    read,
+	"write":   write,
+	"shell":   shell,
+	"flood":   flood,
+	"load":    load,
+	"streams": streams,
 }
 
 // Run runs one probe; results before the last go to more.
@@ -154,16 +164,20 @@ func Main(args []string) int {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return serve(os.Stdin, out)
+	case len(args) >= 2 && args[0] == "init":
+		return initMain(args[1:])
+	case len(args) == 4 && args[0] == "reverse":
+		return reverseMain(args[1], args[2], args[3])
 	case len(args) == 2 && args[0] == "do":
 		var p Probe
 		if err := json.Unmarshal([]byte(args[1]), &p); err != nil {
 			fmt.Fprintln(os.Stderr, "prober:", err)
 			return 2
 		}
-		out.Encode(Run(p, func(Result) {}))
+		out.Encode(Run(p, func(r Result) { out.Encode(r) }))
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "usage: prober serve | prober do JSON")
+	fmt.Fprintln(os.Stderr, "usage: prober serve | do JSON | init COMMAND ARGS | reverse LISTEN UPSTREAM AUTHORIZATION")
 	return 2
 }
 

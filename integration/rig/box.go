@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -49,6 +50,7 @@ type Config struct {
 	Env          []string        // besides PATH and HOME
 	Capabilities []uintptr       // default EngineCapabilities
 	NoNewPrivs   bool            // as by --security-opt no-new-privileges
+	NoNetfilter  bool            // a kernel without nf_tables, as far as the box can tell
 	Terminal     bool            // a pty as standard streams
 	Resolv       string          // contents of /etc/resolv.conf; default: the world's DNS server
 	Hosts        string          // added to /etc/hosts
@@ -61,7 +63,7 @@ type Box struct {
 	PID            int // of the box's PID 1, seen from outside
 	Stdout, Stderr *Stream
 	Terminal       *Terminal // nil without one
-	Wire           *wire
+	Wire           *Wire
 	Started        time.Time // when the init stage gave way to PID 1
 
 	cfg     Config
@@ -160,7 +162,7 @@ func (b *Box) start() error {
 
 func (b *Box) orders(own string) stage {
 	s := stage{
-		Root: b.root, Capabilities: b.cfg.Capabilities, NoNewPrivs: b.cfg.NoNewPrivs, Terminal: b.cfg.Terminal, Hostname: "box",
+		Root: b.root, Capabilities: b.cfg.Capabilities, NoNewPrivs: b.cfg.NoNewPrivs, NoNetfilter: b.cfg.NoNetfilter, Terminal: b.cfg.Terminal, Hostname: "box",
 		Argv:  append([]string{BinaryPath}, b.cfg.Args...),
 		Place: map[string]string{BinaryPath: b.cfg.Binary, ProberPath: own},
 		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/rig", "HOME=/root"}, b.cfg.Env...),
@@ -209,6 +211,11 @@ func (b *Box) takeMaster(here *net.UnixConn) error {
 func (b *Box) wait() {
 	b.cmd.Wait()
 	b.state = b.cmd.ProcessState
+	for _, s := range []*Stream{b.Stdout, b.Stderr} { // with PID 1 all who could still write are dead
+		if s != nil {
+			<-s.done
+		}
+	}
 	close(b.ended)
 }
 
@@ -285,9 +292,12 @@ func (b *Box) Probe(uid uint32, p prober.Probe) (prober.Result, error) {
 	if err != nil {
 		return prober.Result{}, err
 	}
-	var r prober.Result
-	if err := json.Unmarshal([]byte(out.Stdout), &r); err != nil {
-		return r, fmt.Errorf("probe said %q, %q: %w", out.Stdout, out.Stderr, err)
+	r := prober.Result{More: true}
+	for d := json.NewDecoder(strings.NewReader(out.Stdout)); r.More; {
+		r = prober.Result{}
+		if err := d.Decode(&r); err != nil {
+			return r, fmt.Errorf("probe said %q, %q: %w", out.Stdout, out.Stderr, err)
+		}
 	}
 	return r, nil
 }

@@ -20,6 +20,7 @@ type stage struct {
 	Argv, Env    []string
 	Capabilities []uintptr // bounding set of the box
 	NoNewPrivs   bool
+	NoNetfilter  bool
 	Terminal     bool // make a pty, hand its master back on fd 4, and take the slave as standard streams
 	Hostname     string
 }
@@ -40,6 +41,12 @@ func runStage() error {
 	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 		return fmt.Errorf("set hostname: %w", err)
 	}
+	// As docker sets them: any uid may ping and may bind any port, so a fence must not rely on the kernel's own defaults.
+	for name, value := range map[string]string{"ping_group_range": "0 2147483647", "ip_unprivileged_port_start": "0"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
+			return err
+		}
+	}
 	for path, program := range s.Place {
 		if err := place(program, s.Root+path); err != nil {
 			return err
@@ -57,6 +64,11 @@ func runStage() error {
 		}
 	}
 	unix.CloseOnExec(4)
+	if s.NoNetfilter {
+		if err := hideNetfilter(); err != nil {
+			return err
+		}
+	}
 	if err := limitCapabilities(s.Capabilities); err != nil {
 		return err
 	}

@@ -43,10 +43,17 @@ func (b *Box) Run(ctx context.Context, c Command) (Output, error) {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.UID, Gid: c.UID}
 	}
 	start := time.Now()
-	if err := b.Enter(cmd.Start); err != nil {
+	err := b.Enter(func() error {
+		// No more rights than the box has: root with CAP_SYS_PTRACE would see what no `docker exec` shows.
+		if err := limitCapabilities(b.orders("").Capabilities); err != nil {
+			return err
+		}
+		return cmd.Start()
+	})
+	if err != nil {
 		return Output{}, fmt.Errorf("run %q in the box: %w", c.Args, err)
 	}
-	err := cmd.Wait()
+	err = cmd.Wait()
 	res := Output{Stdout: out.String(), Stderr: errs.String(), Elapsed: time.Since(start), Code: cmd.ProcessState.ExitCode()}
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		res.Code = 128 + int(ws.Signal())

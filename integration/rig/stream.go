@@ -12,6 +12,8 @@ import (
 
 // Stream keeps the lines that PID 1 and its children write, and lets a test wait for one.
 type Stream struct {
+	done chan struct{} // closed at the end
+
 	mu    sync.Mutex // guards following
 	lines []string
 	more  chan struct{} // closed and replaced when a line arrives or the stream ends
@@ -19,13 +21,14 @@ type Stream struct {
 }
 
 func newStream(r *os.File) *Stream {
-	s := &Stream{more: make(chan struct{})}
+	s := &Stream{done: make(chan struct{}), more: make(chan struct{})}
 	go s.read(r)
 	return s
 }
 
 func (s *Stream) read(r io.ReadCloser) {
 	defer r.Close()
+	defer close(s.done)
 	br := bufio.NewReader(r)
 	for {
 		line, err := br.ReadString('\n')

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wire is the veth pair between the internet and one box.
-type wire struct {
+// Wire is the veth pair between the internet and one box.
+type Wire struct {
 	name         string // of the outer end
 	index        int
 	gate4, gate6 netip.Addr
@@ -20,10 +20,10 @@ type wire struct {
 }
 
 // newWire connects the network namespace of pid: addresses on both ends, default routes inside.
-func newWire(pid int) (*wire, error) {
+func newWire(pid int) (*Wire, error) {
 	n := serial()
 	at := func(host byte) netip.Addr { return netip.AddrFrom4([4]byte{44, byte(n >> 8), byte(n), host}) }
-	w := &wire{name: fmt.Sprintf("box%d", n), gate4: at(1), box4: at(2), gate6: address6(0x44, n, 1), box6: address6(0x44, n, 2)}
+	w := &Wire{name: fmt.Sprintf("box%d", n), gate4: at(1), box4: at(2), gate6: address6(0x44, n, 1), box6: address6(0x44, n, 2)}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = w.name
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)}
@@ -44,7 +44,7 @@ func newWire(pid int) (*wire, error) {
 	return w, nil
 }
 
-func (w *wire) setUpInside(pid int) error {
+func (w *Wire) setUpInside(pid int) error {
 	ns, err := netns.GetFromPid(pid)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func setUp(h *netlink.Handle, l netlink.Link, v4, v6 netip.Addr) error {
 }
 
 // cut removes the pair at once; left to itself the kernel does so some time after the namespace has gone.
-func (w *wire) cut() error {
+func (w *Wire) cut() error {
 	l, err := netlink.LinkByName(w.name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
@@ -102,3 +102,12 @@ func (w *wire) cut() error {
 	}
 	return nil
 }
+
+// Box4 is the box's own IPv4 address on its wire.
+func (w *Wire) Box4() netip.Addr { return w.box4 }
+
+// Box6 is the box's own IPv6 address on its wire.
+func (w *Wire) Box6() netip.Addr { return w.box6 }
+
+// Gate4 is the internet's end of the wire, the box's gateway.
+func (w *Wire) Gate4() netip.Addr { return w.gate4 }

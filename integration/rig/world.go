@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -53,17 +54,25 @@ func (w *World) Addresses() (v4, v6 netip.Addr, err error) {
 	w.mu.Unlock()
 	v4 = netip.AddrFrom4([4]byte{45, byte(w.number >> 8), byte(w.number), host})
 	v6 = address6(0x45, w.number, host)
+	return v4, v6, w.Own(v4, v6)
+}
+
+// Own makes the internet answer for given addresses. Worlds share them: only one that is alone in its process should do so.
+func (w *World) Own(addrs ...netip.Addr) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return v4, v6, fmt.Errorf("find lo: %w", err)
+		return fmt.Errorf("find lo: %w", err)
 	}
-	for _, a := range []netip.Addr{v4, v6} {
+	for _, a := range addrs {
 		if err := addAddress(netlink.AddrAdd, lo, netip.PrefixFrom(a, a.BitLen())); err != nil {
-			return v4, v6, err
+			return err
 		}
 	}
-	return v4, v6, nil
+	return nil
 }
+
+// Number tells this world from others of the process, for addresses of one's own choice.
+func (w *World) Number() int { return w.number }
 
 // Capture is what arrived from the box that was started last.
 func (w *World) Capture() *Capture {
@@ -109,4 +118,26 @@ func addAddress(add func(netlink.Link, *netlink.Addr) error, l netlink.Link, p n
 		return fmt.Errorf("add %s to %s: %w", p, l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// EchoUDP answers every datagram at an address with itself, and counts them.
+func (w *World) EchoUDP(at netip.AddrPort) (count func() int, err error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, err
+	}
+	w.onClose(c.Close)
+	var n atomic.Int64
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			size, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			n.Add(1)
+			c.WriteToUDPAddrPort(buf[:size], from)
+		}
+	}()
+	return func() int { return int(n.Load()) }, nil
 }

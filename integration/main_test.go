@@ -1,0 +1,56 @@
+// Package integration tries the built binary as a black box, on the rig: what a user, an agent and the outside see.
+//
+//	EXITGATE_BINARY=.build/exitgate go test ./integration     # as root; without the variable it builds the binary itself
+//
+// Each test starts exitgate as PID 1 of a box of its own (namespaces, a veth pair, a DNS server and TLS servers on the far side) and
+// judges by what the upstream received, what the agent's system calls returned, and which packets left the box.
+//
+// No test here looks into the project's packages, and none judges speed: figures are in integration/bench.
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"exitgate/integration/rig"
+)
+
+// binary is the program under test.
+var binary string
+
+func TestMain(m *testing.M) {
+	rig.Main()
+	inside, code, err := rig.Enter()
+	if err == nil && inside {
+		if binary, err = build(); err == nil {
+			os.Exit(m.Run())
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "integration:", err)
+		code = 1
+		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
+			code = 0
+		}
+	}
+	os.Exit(code)
+}
+
+// build takes the binary from EXITGATE_BINARY, or builds it into the scratch directory that goes with the namespaces.
+func build() (string, error) {
+	if path := os.Getenv("EXITGATE_BINARY"); path != "" {
+		return filepath.Abs(path)
+	}
+	path := filepath.Join(os.TempDir(), "exitgate")
+	cmd := exec.Command("go", "build", "-o", path, "../cmd/exitgate")
+	// The namespaces have no way to a module proxy; what is needed is in the module cache since the test itself was built.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build exitgate: %w\n%s", err, out)
+	}
+	return path, nil
+}
