@@ -212,7 +212,7 @@ func (p *Policy) noEgress(a *Agent, agent agentMask, host string, r *Request) De
 			return d
 		}
 	}
-	if e := p.index.egress(host, ^agentMask(0)); e != nil {
+	if e := p.index.egress(host, whoever); e != nil {
 		d := p.deny(authority+" is in egress "+e.Host.String()+" for other agents", "to allow it add "+a.Name+" to its `agents`")
 		d.At = e.At
 		return d

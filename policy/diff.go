@@ -185,7 +185,7 @@ func (d *differ) agent(old, new *Agent) {
 
 func gid(a *Agent) string {
 	if a.GID == nil {
-		return "of the uid"
+		return "the uid's own"
 	}
 	return strconv.FormatUint(uint64(*a.GID), 10)
 }

@@ -155,7 +155,7 @@ func normalName(s string) (string, error) {
 	name := strings.TrimSuffix(s, ".")
 	if !isNormal(name) {
 		mapped, err := names.ToASCII(name)
-		if err != nil {
+		if err != nil || !utf8.ValidString(name) {
 			return "", nameFault(s, name)
 		}
 		name = strings.TrimSuffix(mapped, ".")

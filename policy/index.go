@@ -90,10 +90,13 @@ func (x *index) mask(agents []string) agentMask {
 	return m
 }
 
+// whoever asks for an entry whatever agents it is for.
+const whoever agentMask = 0
+
 // egress is the entry that decides over a host in normal form for the agent:
 // its own, else the wildcard with the longest name. O(labels).
 func (x *index) egress(host string, agent agentMask) *egressEntry {
-	if e := x.exact[host]; e != nil && e.agents&agent != 0 {
+	if e := x.exact[host]; e != nil && (e.agents&agent != 0 || agent == whoever) {
 		return e
 	}
 	if len(x.wildcard) == 0 {
@@ -104,7 +107,7 @@ func (x *index) egress(host string, agent agentMask) *egressEntry {
 		if !ok {
 			return nil
 		}
-		if e := x.wildcard[parent]; e != nil && e.agents&agent != 0 {
+		if e := x.wildcard[parent]; e != nil && (e.agents&agent != 0 || agent == whoever) {
 			return e
 		}
 		host = parent

@@ -48,7 +48,7 @@ func (p *Policy) warnRoute(w *problems, r *Route) {
 	case r.Credential != "":
 		for i := range r.Allow {
 			if r.Allow[i].Path == "/**" && len(r.Allow[i].Query) == 0 {
-				w.addf(r.Allow[i].At, "list the paths that are needed", "%s allows every path to %s with credential %s", what, r.Allow[i].Method, r.Credential)
+				w.addf(r.Allow[i].At, "list the paths that are needed", "%s: %s sends credential %s with any path", what, r.Allow[i].String(), r.Credential)
 			}
 		}
 	}
