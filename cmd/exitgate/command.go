@@ -26,7 +26,9 @@ func (g *gate) command(name string, inherited []string) (supervise.Command, erro
 		Identity: supervise.Identity{UID: agent.UID, GID: gid},
 		Loosen:   g.settings.Loosen,
 	}
-	if agent.Loopback == policy.LoopbackDeny {
+	// A second fence, which would hold without nftables. Not the default: a connect that Landlock refuses sends no packet,
+	// so nobody would learn what the agent tried.
+	if g.settings.StrictConnect && agent.Loopback == policy.LoopbackDeny {
 		c.ConnectPorts = []uint16{agent.Listen.Port()}
 	}
 	return c, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"exitgate/cmd/internal/control"
 	"exitgate/firewall"
 	"exitgate/policy"
 
@@ -123,6 +125,9 @@ func (env *environment) explainLive(agent string, words []string) (a answer, err
 		return a, exitError{code: exitUsage, err: err}
 	}
 	err = env.call("explain", url.Values{"agent": {agent}, "word": words}, &a)
+	if errors.Is(err, control.ErrNotRunning) {
+		err = ours(fmt.Errorf("%w; name the policy file in front to ask about that: exitgate explain policy.yaml %s", err, strings.Join(words, " ")))
+	}
 	return a, err
 }
 
@@ -189,7 +194,7 @@ func (l location) answer(agent *policy.Agent, r policy.Request, d policy.Decisio
 		a.Asked = r.Method + " " + l.scheme + "://" + authority(l.scheme, l.host, l.port) + strings.TrimSuffix(l.path+"?"+l.query, "?")
 		a.Via = r.Method + " " + listener + tail
 		if d.Route != nil {
-			a.Via += ", forwarded to " + upstream(d, r.Query)
+			a.Via += ", a route to " + upstream(d, r.Query)
 			a.host = d.Route.Upstream.Host
 		}
 	case policy.RoadConnect:

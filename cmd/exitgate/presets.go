@@ -17,6 +17,9 @@ func newPresetsCommand(env *environment) *cobra.Command {
 		Short:   "the built-in parts of a policy: list them, or print one",
 		Example: "  exitgate presets\n  exitgate presets claude-code",
 		Args:    cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return presetNames(), cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return env.listPresets(asJSON)
@@ -51,21 +54,27 @@ func (env *environment) listPresets(asJSON bool) error {
 }
 
 func (env *environment) printPreset(name string, asJSON bool) error {
-	var names []string
 	for _, p := range policy.Presets() {
-		if p.Name != name {
-			names = append(names, p.Name)
+		switch {
+		case p.Name != name:
 			continue
-		}
-		if asJSON {
+		case asJSON:
 			return env.printJSON(preset(p))
 		}
 		_, err := fmt.Fprint(env.stdout, p.Text)
 		return err
 	}
-	mend := "known are " + strings.Join(names, ", ")
-	if near := nearest(name, names); near != "" {
+	mend := "known are " + strings.Join(presetNames(), ", ")
+	if near := nearest(name, presetNames()); near != "" {
 		mend = fmt.Sprintf("did you mean %q?", near)
 	}
 	return fmt.Errorf("unknown preset %q; %s", name, mend)
+}
+
+func presetNames() []string {
+	var names []string
+	for _, p := range policy.Presets() {
+		names = append(names, p.Name)
+	}
+	return names
 }

@@ -86,7 +86,28 @@ func newRoot(env *environment) *cobra.Command {
 	for _, make := range commands {
 		root.AddCommand(make(env))
 	}
+	root.Version = thisBuild().String()
+	root.SetVersionTemplate("{{.Version}}\n")
+	ready(root)
 	return root
+}
+
+// ready adds what cobra brings, which has no examples of its own.
+func ready(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Example = "  exitgate help run"
+		case "completion":
+			c.Short = "a script that completes exitgate's commands in a shell"
+			c.Example = "  exitgate completion bash > /etc/bash_completion.d/exitgate"
+			for _, shell := range c.Commands() {
+				shell.Example = "  exitgate completion " + shell.Name()
+			}
+		}
+	}
 }
 
 // knownCommand is asked when the first word is no command.
@@ -98,13 +119,14 @@ func knownCommand(c *cobra.Command, args []string) error {
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 		mend = fmt.Sprintf("did you mean %q?", near[0])
 	}
-	return fmt.Errorf("unknown command %q; %s", args[0], mend)
+	return exitError{code: exitUsage, err: fmt.Errorf("unknown command %q; %s", args[0], mend)}
 }
 
 // prepare reads the settings, once it is clear that the command line is in order. Commands that only tell about the
 // program itself work with broken ones.
 func (env *environment) prepare(c *cobra.Command) error {
-	if c.Annotations["settings"] == "no" || !c.HasParent() || c.Name() == "help" || c.Parent().Name() == "completion" {
+	cobras := []string{"help", "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}
+	if c.Annotations["settings"] == "no" || !c.HasParent() || slices.Contains(cobras, c.Name()) || c.Parent().Name() == "completion" {
 		env.settings = &settings{}
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -91,9 +92,16 @@ func (g *gate) attempt(ctx context.Context, agent *policy.Agent, tests []probe.T
 		return nil, err
 	}
 	defer answers.Close()
+	words, stderr, err := os.Pipe()
+	if err != nil {
+		stdout.Close()
+		return nil, err
+	}
+	defer words.Close()
 	child, err := g.supervisor.Start(supervise.Process{Name: "self-test", Path: selfExe, Argv: []string{"exitgate", "stage"},
-		Files: []*os.File{stdin, stdout, nil, command}, Setsid: true})
+		Files: []*os.File{stdin, stdout, stderr, command}, Setsid: true})
 	stdout.Close()
+	stderr.Close()
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +111,8 @@ func (g *gate) attempt(ctx context.Context, agent *policy.Agent, tests []probe.T
 	err = json.NewDecoder(io.LimitReader(answers, 1<<20)).Decode(&results)
 	<-child.Done()
 	if err != nil {
-		return nil, fmt.Errorf("the probe ended without an answer (%s)", ended(child))
+		why, _ := io.ReadAll(io.LimitReader(words, 4<<10))
+		return nil, fmt.Errorf("the probe ended without an answer (%s): %s", ended(child), strings.TrimSpace(strings.TrimPrefix(string(why), "exitgate: ")))
 	}
 	return results, nil
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"exitgate/cmd/internal/supervise"
+
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 	"golang.org/x/term"
@@ -28,6 +30,7 @@ type settings struct {
 	Watch         bool          // reload when the policy file changes
 	SelfTest      bool          // test the fence at start
 	DriftInterval time.Duration // between two looks at the kernel's generation
+	StrictConnect bool          // Landlock limits the agent's TCP connects too
 	Loosen        []string      // names of hardening points to leave out
 
 	chosen map[string]bool
@@ -51,10 +54,11 @@ var settingTable = []setting{
 	{"metrics", "off", "where Prometheus metrics are served: off, `unix:PATH` or ADDR:PORT", acceptMetrics},
 	{"control", "/run/exitgate/control.sock", "`path` of the control socket", acceptControl},
 	{"grace", "10s", "`time` between TERM and KILL at the end", duration(func(s *settings) *time.Duration { return &s.Grace }, 0)},
-	{"watch", "false", "reload when the policy file changes: true or false", boolean(func(s *settings) *bool { return &s.Watch })},
-	{"self_test", "true", "test the fence before the agent starts: true or false", boolean(func(s *settings) *bool { return &s.SelfTest })},
+	{"watch", "false", "reload when the policy file changes: `true|false`", boolean(func(s *settings) *bool { return &s.Watch })},
+	{"self_test", "true", "test the fence before the agent starts: `true|false`", boolean(func(s *settings) *bool { return &s.SelfTest })},
 	{"drift_interval", "5s", "`time` between two looks for foreign changes of the ruleset", duration(func(s *settings) *time.Duration { return &s.DriftInterval }, time.Millisecond)},
-	{"loosen", "", "hardening `points` to leave out, separated by commas (exitgate status lists what is missing)", acceptLoosen},
+	{"strict_connect", "false", "also limit the agent's TCP connects by Landlock, which leaves no packet to report: true or false", boolean(func(s *settings) *bool { return &s.StrictConnect })},
+	{"loosen", "", "hardening `points` of the agent to leave out, separated by commas", acceptLoosen},
 }
 
 func (s setting) flag() string { return strings.NewReplacer(".", "-", "_", "-").Replace(s.key) }
@@ -230,8 +234,12 @@ func acceptControl(s *settings, text string) error {
 func acceptLoosen(s *settings, text string) error {
 	for word := range strings.SplitSeq(text, ",") {
 		word = strings.TrimSpace(word)
-		if word == "" {
-			return fmt.Errorf("%q has an empty word; write the points with one comma between two", text)
+		if known := supervise.LoosenNames(); !slices.Contains(known, word) {
+			mend := "write one of " + strings.Join(known, ", ")
+			if near := nearest(word, known); near != "" {
+				mend = fmt.Sprintf("did you mean %q?", near)
+			}
+			return fmt.Errorf("%q is no hardening point; %s", word, mend)
 		}
 		s.Loosen = append(s.Loosen, word)
 	}

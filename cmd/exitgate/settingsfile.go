@@ -29,7 +29,7 @@ func (env *environment) readSettingsFile() (map[string]string, []error) {
 	if err := yaml.Unmarshal(data, &doc); err != nil {
 		return nil, []error{fmt.Errorf("%s: %s", settingsFile, strings.TrimPrefix(err.Error(), "yaml: "))}
 	}
-	r := settingsReader{values: make(map[string]string)}
+	r := settingsReader{values: make(map[string]string), seen: make(map[string]bool)}
 	if len(doc.Content) == 1 {
 		r.mapping("", doc.Content[0])
 	}
@@ -39,6 +39,7 @@ func (env *environment) readSettingsFile() (map[string]string, []error) {
 // settingsReader collects the values of a settings file.
 type settingsReader struct {
 	values map[string]string
+	seen   map[string]bool // keys and groups, however they are written
 	errs   []error
 }
 
@@ -53,12 +54,11 @@ func (r *settingsReader) mapping(prefix string, n *yaml.Node) {
 		}
 		return
 	}
-	seen := make(map[string]bool)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		name, value := n.Content[i], n.Content[i+1]
 		key := prefix + name.Value
 		switch known := slices.ContainsFunc(settingTable, func(s setting) bool { return s.key == key }); {
-		case seen[key]:
+		case r.seen[key]:
 			r.wrong(name, fmt.Sprintf("key %q is there twice", key), "keep one")
 		case known:
 			r.value(key, value)
@@ -67,7 +67,7 @@ func (r *settingsReader) mapping(prefix string, n *yaml.Node) {
 		default:
 			r.wrong(name, fmt.Sprintf("unknown key %q", key), nearSetting(key))
 		}
-		seen[key] = true
+		r.seen[key] = true
 	}
 }
 

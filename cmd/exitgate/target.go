@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,15 +27,17 @@ func parseQuestion(agent string, words []string) (question, error) {
 	switch {
 	case len(words) > 0 && words[0] == "packet":
 		if len(words) != 3 {
-			return q, fmt.Errorf("a packet has a protocol and an address; write `packet udp 1.1.1.1:53`")
+			return q, errors.New("a packet has a protocol and an address; write `packet udp 1.1.1.1:53`")
 		}
 		q.packet, q.target = words[1], words[2]
 	case len(words) == 1:
 		q.target = words[0]
 	case len(words) == 2:
 		q.method, q.target = words[0], words[1]
+	case len(words) == 0:
+		return q, errors.New("nothing is asked; write [METHOD] URL, HOST:PORT or `packet PROTOCOL ADDRESS:PORT`")
 	default:
-		return q, fmt.Errorf("%d words are no question; write [METHOD] URL, HOST:PORT or `packet PROTOCOL ADDRESS:PORT`", len(words))
+		return q, fmt.Errorf("%q is too much; write [METHOD] URL, HOST:PORT or `packet PROTOCOL ADDRESS:PORT`", words[2])
 	}
 	return q, nil
 }

@@ -26,17 +26,24 @@ func newVersionCommand(env *environment) *cobra.Command {
 		Example: "  exitgate version\n  exitgate version --json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			info, _ := debug.ReadBuildInfo()
-			b := describe(info)
 			if asJSON {
-				return env.printJSON(b)
+				return env.printJSON(thisBuild())
 			}
-			_, err := fmt.Fprintf(env.stdout, "exitgate %s (%s, commit %s)\n", b.Version, b.Go, b.Commit)
+			_, err := fmt.Fprintln(env.stdout, thisBuild())
 			return err
 		},
 	})
 	c.Flags().BoolVar(&asJSON, "json", false, "for programs")
 	return c
+}
+
+func (b build) String() string {
+	return fmt.Sprintf("exitgate %s (%s, commit %s)", b.Version, b.Go, b.Commit)
+}
+
+func thisBuild() build {
+	info, _ := debug.ReadBuildInfo()
+	return describe(info)
 }
 
 // describe reads what the linker recorded; info may be nil.
