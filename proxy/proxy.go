@@ -57,12 +57,42 @@ func (f *Failure) Error() string { return f.Msg }
 // Options are the proxy's surroundings; they outlive every Config.
 type Options struct {
 	Resolver Resolver
-	Audit    func(policy.Event, Conn)                                // one call a decision; must not block; nil: none
+	Audit    func(policy.Event, Conn)                                // one call a decision, on the request's goroutine; nil: none
 	Refresh  func(credential string)                                 // an upstream answered 401 to this credential; nil: none
 	RootCAs  *x509.CertPool                                          // nil: the system's
 	Dial     func(context.Context, netip.AddrPort) (net.Conn, error) // nil: net.Dialer
 	Now      func() time.Time                                        // nil: time.Now
-	Log      func(format string, args ...any)                        // nil: silent; never sees upstream bytes
+	Log      func(format string, args ...any)                        // nil: silent; never sees a peer's bytes
+	Timeouts Timeouts
+}
+
+// Timeouts bound waiting, never a whole exchange: an answer may stream for as
+// long as it likes. A zero field takes the default. They are enforced by a sweep
+// every 250 ms, not by timers of their own.
+type Timeouts struct {
+	Head         time.Duration // first to last byte of a request head; 30 s
+	Idle         time.Duration // an agent's connection between requests; 5 min
+	Body         time.Duration // between two bytes of a request body; 5 min
+	FirstByte    time.Duration // request sent to head of the answer; 1 h (clients themselves wait 10 min)
+	HalfClosed   time.Duration // between two bytes of a tunnel that one side has closed; 5 min
+	Dial         time.Duration // one connection attempt, and one TLS handshake; 10 s
+	Connect      time.Duration // name, attempts and handshake together; 30 s
+	UpstreamIdle time.Duration // an unused upstream connection; 55 s, below what load balancers close at
+}
+
+func (t *Timeouts) fill() {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&t.Head, 30 * time.Second}, {&t.Idle, 5 * time.Minute}, {&t.Body, 5 * time.Minute},
+		{&t.FirstByte, time.Hour}, {&t.HalfClosed, 5 * time.Minute}, {&t.Dial, 10 * time.Second},
+		{&t.Connect, 30 * time.Second}, {&t.UpstreamIdle, 55 * time.Second},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
 }
 
 // Conn is an accepted connection, as much of it as PID 1 needs to find its owner.

@@ -1,6 +1,12 @@
 package proxy
 
-import "exitgate/policy"
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"exitgate/policy"
+)
 
 // Stats are counters since the Server was made, and gauges of now.
 type Stats struct {
@@ -41,4 +47,41 @@ type Histogram struct {
 	Bounds []float64
 	Counts []uint64
 	Sum    float64 // seconds
+}
+
+// Stats reads the counters. Agents, decisions and tokens are in order of name.
+func (s *Server) Stats() Stats {
+	out := Stats{
+		Upstream: s.stats.latency.read(),
+		Tunnels:  int(s.stats.tunnels.Load()),
+		Pins:     int(s.stats.pins.Load()),
+		Panics:   s.stats.panics.Load(),
+	}
+	if n := s.snap.Load(); n != nil {
+		out.Generation, out.Pooled = n.generation, n.pool.idleCount()
+	}
+	s.mu.Lock()
+	for _, a := range s.agents {
+		out.Agents = append(out.Agents, AgentStats{
+			Agent: a.name, Connections: int(a.open.Load()), BytesIn: a.bytesIn.Load(), BytesOut: a.bytesOut.Load(),
+		})
+	}
+	s.mu.Unlock()
+	s.stats.mu.Lock()
+	for key, n := range s.stats.decisions {
+		key.Count = n
+		out.Decisions = append(out.Decisions, key)
+	}
+	for key, t := range s.stats.tokens {
+		out.Tokens = append(out.Tokens, TokenCount{Agent: key[0], Route: strings.TrimPrefix(key[1], "route/"), Tokens: *t})
+	}
+	s.stats.mu.Unlock()
+	slices.SortFunc(out.Agents, func(a, b AgentStats) int { return cmp.Compare(a.Agent, b.Agent) })
+	slices.SortFunc(out.Tokens, func(a, b TokenCount) int {
+		return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Route, b.Route))
+	})
+	slices.SortFunc(out.Decisions, func(a, b DecisionCount) int {
+		return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Event, b.Event), cmp.Compare(a.Decision, b.Decision), cmp.Compare(a.Rule, b.Rule))
+	})
+	return out
 }

@@ -1,0 +1,170 @@
+package proxy
+
+import (
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"exitgate/policy"
+)
+
+// record writes one audit line and counts it.
+func (s *Server) record(e policy.Event, c Conn) {
+	s.stats.decision(e)
+	if s.opt.Audit != nil {
+		s.opt.Audit(e, c)
+	}
+}
+
+// admit decides whether a new connection may make requests: a unix socket's peer
+// must be the agent, and the agent must have room.
+func (c *conn) admit() bool {
+	if refused := c.stranger(); refused != nil {
+		c.refuseConn(refused)
+		return false
+	}
+	n := c.srv.snap.Load()
+	if n == nil {
+		c.agent.open.Add(1)
+		return true // every request is refused until there is a policy
+	}
+	most := n.limits(c.agent.name).Connections
+	if open := c.agent.open.Add(1); most > 0 && open > int64(most) {
+		c.agent.open.Add(-1)
+		c.refuseConn(limited("more connections than this agent's limit", time.Second))
+		return false
+	}
+	return true
+}
+
+// stranger looks at a unix socket's peer.
+func (c *conn) stranger() *refusal {
+	if _, ok := c.nc.(*net.UnixConn); !ok {
+		return nil
+	}
+	cred := c.peerCred()
+	if cred == nil {
+		return denied("the peer of this socket is unknown")
+	}
+	c.info.Peer = &Peer{PID: int(cred.Pid), UID: cred.Uid}
+	n := c.srv.snap.Load()
+	if n == nil {
+		return &refusal{status: http.StatusServiceUnavailable, reason: "there is no policy yet"}
+	}
+	if a := n.agent(c.agent.name); a == nil || a.UID != cred.Uid {
+		return denied("this socket is for another user")
+	}
+	return nil
+}
+
+func (c *conn) peerCred() (cred *unix.Ucred) {
+	if c.raw == nil {
+		return nil
+	}
+	_ = c.raw.Control(func(fd uintptr) {
+		cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	return cred
+}
+
+// maxTurnedAway is how many connections above the limit are told so at a time;
+// further ones are just closed, so that nobody can make us hold more.
+const maxTurnedAway = 32
+
+// refuseConn answers the first request of a connection that is not admitted. It
+// reads the head first: closing over unread bytes would take the answer along.
+func (c *conn) refuseConn(r *refusal) {
+	defer c.agent.over.Add(-1)
+	if c.agent.over.Add(1) > maxTurnedAway {
+		c.begin(&http.Request{})
+		c.flow.event.Event, c.flow.event.Decision, c.flow.event.Reason = "limit", "deny", r.reason
+		c.over()
+		c.mu.Lock()
+		c.resetLocked()
+		c.mu.Unlock()
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+	c.stage(stageEnd)
+	req, err := c.readHead()
+	if err != nil {
+		req = &http.Request{}
+	}
+	r.close = true
+	c.begin(req)
+	c.refuse(r, nil)
+	c.over()
+	c.linger()
+}
+
+// counters are the sources of Stats.
+type counters struct {
+	panics  atomic.Uint64
+	pins    atomic.Int64
+	tunnels atomic.Int64
+	latency histogram
+
+	mu        sync.Mutex
+	decisions map[DecisionCount]uint64     // guarded by mu; Count is zero in the keys
+	tokens    map[[2]string]*policy.Tokens // guarded by mu; by agent and route
+}
+
+// maxDecisions bounds the kinds that are told apart: agents, rules and events
+// are the policy's, so only a great many reloads could come near it.
+const maxDecisions = 10000
+
+func (c *counters) init() {
+	c.decisions = map[DecisionCount]uint64{}
+	c.tokens = map[[2]string]*policy.Tokens{}
+}
+
+func (c *counters) decision(e policy.Event) {
+	key := DecisionCount{Agent: e.Agent, Event: e.Event, Decision: e.Decision, Rule: e.Rule}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.decisions[key]; !ok && len(c.decisions) >= maxDecisions {
+		key.Rule = "other"
+	}
+	c.decisions[key]++
+	if e.Tokens == nil {
+		return
+	}
+	sum := c.tokens[[2]string{e.Agent, e.Rule}]
+	if sum == nil {
+		sum = &policy.Tokens{}
+		c.tokens[[2]string{e.Agent, e.Rule}] = sum
+	}
+	sum.Input += e.Tokens.Input
+	sum.Output += e.Tokens.Output
+	sum.CacheRead += e.Tokens.CacheRead
+	sum.CacheCreation += e.Tokens.CacheCreation
+}
+
+// latencyBounds are seconds: from a loopback upstream to a long thought.
+var latencyBounds = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+
+type histogram struct {
+	counts [len(latencyBounds) + 1]atomic.Uint64
+	nanos  atomic.Int64
+}
+
+func (h *histogram) observe(d time.Duration) {
+	i, s := 0, d.Seconds()
+	for i < len(latencyBounds) && s > latencyBounds[i] {
+		i++
+	}
+	h.counts[i].Add(1)
+	h.nanos.Add(int64(d))
+}
+
+func (h *histogram) read() Histogram {
+	out := Histogram{Bounds: latencyBounds[:], Counts: make([]uint64, len(h.counts)), Sum: time.Duration(h.nanos.Load()).Seconds()}
+	for i := range h.counts {
+		out.Counts[i] = h.counts[i].Load()
+	}
+	return out
+}
