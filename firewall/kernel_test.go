@@ -16,7 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	netnstest.Main(m, map[string]func([]string) int{})
+	netnstest.Main(m, map[string]func([]string) int{"probe": probe})
 }
 
 func init() { netns.LockMainThread() }

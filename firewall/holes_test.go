@@ -1,0 +1,246 @@
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The holes that an attack on the first version of the ruleset found. Each test
+// runs the attack against the record, where it must fail, and against the record
+// without the rule that closes the hole, where it must succeed.
+
+// hole runs an attack both ways. It returns whether the attacker got through.
+func (f *fence) hole(weaken func(*Ruleset), attack func() bool) {
+	f.t.Helper()
+	if attack() {
+		f.t.Error("the attack got through the record")
+	}
+	f.weaken(weaken)
+	if !attack() {
+		f.t.Error("the attack failed without the rule that stops it: the test proves nothing")
+	}
+	f.restore()
+	if attack() {
+		f.t.Error("the attack got through the record, installed again")
+	}
+}
+
+// without removes a rule of the record.
+func (f *fence) without(chain, text string) func(*Ruleset) {
+	return func(rs *Ruleset) { f.dropRule(rs, chain, text) }
+}
+
+// H1: root's UDP query to Docker's DNS leaves a conntrack entry. The agent binds
+// the same source port, and its packets are those of an established flow.
+func TestHoleConntrackReuse(t *testing.T) {
+	t.Parallel()
+	f := newFence(t, usual())
+	server := f.root.socket("udp4", "127.0.0.11:40053")
+	client := newProber(t, f.box, 0)
+	port := 20000
+	f.hole(func(rs *Ruleset) {
+		c := rs.chain("out_lo")
+		c.Rules = append([]Rule{rule(state("established"), accept)}, c.Rules...)
+	}, func() bool {
+		port++
+		local := fmt.Sprintf("127.0.0.1:%d", port)
+		fd := client.socket("udp4", local)
+		client.must(call{Op: "connect", FD: fd, Addr: "127.0.0.11:53"})
+		client.must(call{Op: "send", FD: fd, Data: []byte("root's")})
+		q := f.root.must(call{Op: "recv", FD: server, N: 100})
+		f.root.must(call{Op: "sendto", FD: server, Addr: q.Addr, Data: []byte("answer")})
+		client.must(call{Op: "recv", FD: fd, N: 100})
+		client.must(call{Op: "close", FD: fd})
+
+		fd = f.agent.socket("udp4", local)
+		defer f.agent.do(call{Op: "close", FD: fd})
+		f.agent.must(call{Op: "connect", FD: fd, Addr: "127.0.0.11:53"})
+		if a := f.agent.do(call{Op: "send", FD: fd, Data: []byte("agent's")}); a.Err != "" {
+			return false
+		}
+		return string(f.root.must(call{Op: "recv", FD: server, N: 100}).Data) == "agent's"
+	})
+}
+
+// ownFence has two agents that may talk to their own servers, and a root service
+// on a high port.
+func ownFence(t *testing.T) (f *fence, other *prober, service int) {
+	c := usual()
+	c.OwnLoopback = []uint32{1000, 1001}
+	f = newFence(t, c)
+	return f, newProber(t, f.box, 1001), f.root.listen("127.0.0.1:5432")
+}
+
+// H2: with SYN cookies a SYN-ACK has no socket, so nothing can be said of its
+// owner, and a rule that refuses the wrong owner does not match.
+func TestHoleSynCookies(t *testing.T) {
+	t.Parallel()
+	f, _, _ := ownFence(t)
+	f.box.Sysctl("net.ipv4.tcp_syncookies", "2")
+	f.hole(f.without("lo_reply", "tcp flags & (syn | ack) == (syn | ack) goto deny_synack"),
+		func() bool { return f.agent.try("tcp4", "127.0.0.1:5432").Err == "" })
+	// The listener's own way is not harmed by cookies.
+	f.root.listen(listenerAddr4)
+	if a := f.agent.try("tcp4", listenerAddr4); a.Err != "" {
+		t.Errorf("the proxy under SYN cookies: %s", a.Err)
+	}
+}
+
+// H3: with TCP Fast Open data in the SYN reaches a program before any SYN-ACK
+// could show whose listener it is. The cookie that it takes is given to an
+// address, whatever the port: the agent's own server hands it out.
+func TestHoleFastOpen(t *testing.T) {
+	t.Parallel()
+	f, _, service := ownFence(t)
+	f.box.Sysctl("net.ipv4.tcp_fastopen", "3") // client and server
+	own := f.agent.listen("127.0.0.1:3000")
+	f.agent.must(call{Op: "setsockopt", FD: own, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
+	f.root.must(call{Op: "setsockopt", FD: service, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
+	send := func(addr string) {
+		fd := f.agent.socket("tcp4", "")
+		defer f.agent.do(call{Op: "close", FD: fd})
+		f.agent.do(call{Op: "sendto", FD: fd, Addr: addr, Data: []byte("smuggled"), Option: unix.MSG_FASTOPEN})
+	}
+	f.hole(f.without("out_lo", "meta skuid != 0 tcp option fastopen exists goto deny_agent"), func() bool {
+		send("127.0.0.1:3000")
+		send("127.0.0.1:5432")
+		a := f.root.do(call{Op: "accept", FD: service})
+		if a.Err != "" {
+			return false
+		}
+		defer f.root.do(call{Op: "close", FD: a.FD})
+		return string(f.root.do(call{Op: "recv", FD: a.FD, N: 100}).Data) == "smuggled"
+	})
+}
+
+// H4: joining an IPv6 group makes the kernel send its address, of which twelve
+// bytes are the program's to choose; an IPv4 group has 28 bits.
+func TestHoleMulticastJoin(t *testing.T) {
+	t.Parallel()
+	f := newFence(t, usual())
+	n := 0
+	groups := map[string]string{"udp6": "ff02:0:dead:beef:cafe:f00d:0:%x", "udp4": "239.1.2.%d"}
+	for network, group := range groups {
+		t.Run(network, func(t *testing.T) {
+			f := *f
+			f.t = t
+			f.hole(func(rs *Ruleset) {
+				c := rs.chain("out_net")
+				c.Rules = append([]Rule{rule(protos(unix.IPPROTO_ICMPV6, unix.IPPROTO_IGMP), accept)}, c.Rules...)
+			}, func() bool {
+				n++
+				f.tap.reset()
+				fd := f.agent.socket(network, "")
+				f.agent.must(call{Op: "join", FD: fd, Addr: fmt.Sprintf(group, n), N: 2})
+				for range 60 { // the kernel takes its time over reports
+					if len(f.tap.arrived()) > 0 {
+						return true
+					}
+				}
+				return false
+			})
+		})
+	}
+}
+
+// H5: a root process with NET_RAW sends ICMPv6 of the discovery types with what
+// it likes in it, to anywhere.
+func TestHoleRawDiscovery(t *testing.T) {
+	t.Parallel()
+	f := newFence(t, usual())
+	f.hole(f.without("out_net", "meta skuid 0 goto deny_root"), func() bool {
+		f.tap.reset()
+		fd := f.root.socket("raw6", "")
+		defer f.root.do(call{Op: "close", FD: fd})
+		f.root.must(call{Op: "setsockopt", FD: fd, Level: unix.IPPROTO_IPV6, Option: unix.IPV6_UNICAST_HOPS, N: 255})
+		payload := append([]byte{135, 0, 0, 0}, "smuggled data"...)
+		f.root.do(call{Op: "sendto", FD: fd, Addr: "[" + otherIP6 + "]:0", Data: payload})
+		f.tap.arrived()
+		f.tap.mu.Lock()
+		defer f.tap.mu.Unlock()
+		return to(f.tap.seen, otherIP6) > 0
+	})
+}
+
+// holdSyn drops what goes to a port over loopback, by a foreign table: a
+// connection attempt then waits half open.
+func (f *fence) holdSyn(ports string) (release func()) {
+	f.t.Helper()
+	nft(f.t, f.box, fmt.Sprintf("table inet hold { chain input { type filter hook input priority -10; iif lo tcp dport { %s } drop; }; }", ports), "-f", "-")
+	return func() { nft(f.t, f.box, "", "delete", "table", "inet", "hold") }
+}
+
+// H6: a simultaneous open needs no SYN-ACK from a listener, so two agents could
+// meet: neither first packet shows the other's owner.
+func TestHoleSimultaneousOpen(t *testing.T) {
+	t.Parallel()
+	f, other, _ := ownFence(t)
+	port := 21000
+	f.hole(f.without("lo_reply", "meta skuid >= 0 goto deny_agent"), func() bool {
+		port += 2
+		a, b := fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("127.0.0.1:%d", port+1)
+		release := f.holdSyn(fmt.Sprint(port + 1))
+		afd, bfd := f.agent.socket("tcp4", a), other.socket("tcp4", b)
+		first := f.agent.begin(call{Op: "connect", FD: afd, Addr: b})
+		time.Sleep(10 * time.Millisecond)
+		release() // the first SYN is lost, and sent again after a second only
+		second := other.do(call{Op: "connect", FD: bfd, Addr: a})
+		met := first().Err == "" && second.Err == ""
+		f.agent.do(call{Op: "abort", FD: afd})
+		other.do(call{Op: "abort", FD: bfd})
+		return met
+	})
+}
+
+// H7: when the proxy is gone another process may take its port. It must not be
+// taken for the proxy.
+func TestHoleStrangerOnListenerPort(t *testing.T) {
+	t.Parallel()
+	f := newFence(t, usual())
+	other := newProber(t, f.box, 1001)
+	other.listen(listenerAddr4)
+	f.hole(f.without("lo_reply", "ct mark 0x00000000 tcp sport @listener_ports meta skuid != 0 goto deny_synack"),
+		func() bool { return f.agent.try("tcp4", listenerAddr4).Err == "" })
+}
+
+// H8: an agent's attempt leaves its mark on a half-open flow. Another agent that
+// uses the same ports for its own listener would be refused for it.
+func TestHolePoisonedMark(t *testing.T) {
+	t.Parallel()
+	f, other, _ := ownFence(t)
+	f.root.listen("127.0.0.1:9100")
+	mine := Contents{Listeners: []Listener{{1000, netip.MustParseAddrPort("127.0.0.1:9100")}}}
+	port := 22000
+	// Here it is the record that must let through, and the weakened one that hangs.
+	connects := func() bool {
+		port++
+		local := fmt.Sprintf("127.0.0.1:%d", port)
+		f.update(Contents{}, mine)
+		release := f.holdSyn("9100")
+		fd := other.socket("tcp4", local)
+		other.do(call{Op: "connect", FD: fd, Addr: "127.0.0.1:9100"}) // waits, and gives up
+		other.do(call{Op: "close", FD: fd})
+		release()
+		f.update(mine, Contents{})
+		fd = f.agent.socket("tcp4", local)
+		defer f.agent.do(call{Op: "abort", FD: fd})
+		return f.agent.do(call{Op: "connect", FD: fd, Addr: "127.0.0.1:9100"}).Err == ""
+	}
+	if !connects() {
+		t.Error("another agent's attempt kept the agent from its proxy")
+	}
+	f.weaken(func(rs *Ruleset) {
+		for i, r := range rs.chain("out_lo").Rules {
+			if r.String() == "meta skuid . ip daddr . tcp dport @listeners4 ct mark set 0x00000000 accept" {
+				rs.chain("out_lo").Rules[i] = rule(in(setListeners4, metaSkuid, ipDaddr, tcpDport), accept)
+			}
+		}
+	})
+	if connects() {
+		t.Error("without the rule's mark nothing changed: the test proves nothing")
+	}
+}
