@@ -35,6 +35,9 @@ func (r *reader) document(data []byte) *yaml.Node {
 	if !r.text(data) {
 		return nil
 	}
+	if n := plainStyle(string(data)); n != nil {
+		return n
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	first, err := decode(dec)
 	switch {
