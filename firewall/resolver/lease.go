@@ -146,8 +146,7 @@ func (t *table) turn(l *lease, h *hold, want bool) {
 // end forgets a lease that holds nothing.
 func (t *table) end(l *lease) {
 	n := l.name
-	t.expiry[0].remove(l)
-	t.expiry[1].remove(l)
+	t.expiry[n.rank()].remove(l)
 	if i := slices.Index(n.leases, l); i >= 0 {
 		n.leases = slices.Delete(n.leases, i, i+1)
 		t.leases--
@@ -193,8 +192,7 @@ func (t *table) evict(l *lease, now time.Time) bool {
 		return false
 	}
 	l.until = now
-	t.expiry[0].remove(l)
-	t.expiry[1].remove(l)
+	t.expiry[l.name.rank()].remove(l)
 	t.fit(l, now)
 	return true
 }

@@ -58,13 +58,21 @@ func (q question) pack(id uint16, edns bool) ([]byte, error) {
 }
 
 // parse reads an answer to q. errMismatch: it answers something else, and the real answer may still come. Any other error is the server's fault.
-func (q question) parse(msg []byte, id uint16) (r reply, err error) {
+func (q question) parse(msg []byte, id uint16) (reply, error) {
+	return guarded(func() (reply, error) { return q.read(msg, id) })
+}
+
+// guarded turns a panic into an error: the parser is not ours, and whatever a message does to it must not end the process that keeps the fence.
+func guarded(read func() (reply, error)) (r reply, err error) {
 	defer func() {
-		// The parser is not ours; whatever a message does to it must not end the process that keeps the fence.
 		if recover() != nil {
 			r, err = reply{}, errPanic
 		}
 	}()
+	return read()
+}
+
+func (q question) read(msg []byte, id uint16) (r reply, err error) {
 	var p dnsmessage.Parser
 	h, err := p.Start(msg)
 	if err != nil || h.ID != id || !h.Response || h.OpCode != 0 {
