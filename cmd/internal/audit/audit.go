@@ -157,6 +157,7 @@ func wake(c chan struct{}) {
 func (l *Log) pump() {
 	defer close(l.pumped)
 	var spare []policy.Event
+	var line []byte
 	for open := true; open; {
 		select {
 		case <-l.events:
@@ -168,7 +169,8 @@ func (l *Log) pump() {
 		l.pending = spare[:0]
 		l.mu.Unlock()
 		for i := range batch {
-			l.deliver(&batch[i])
+			line = batch[i].Append(line[:0])
+			l.deliver(&batch[i], l.o.Scrub(line))
 		}
 		clear(batch) // or their strings would live until they are overwritten
 		spare = batch
@@ -176,16 +178,18 @@ func (l *Log) pump() {
 	l.endSubscriptions()
 }
 
-// deliver makes one line, and hands it to those who watch and to the drain.
-func (l *Log) deliver(e *policy.Event) {
-	line := l.o.Scrub(e.Append(nil))
+// deliver hands a line to those who watch and to the drain. The line is overwritten by the next.
+func (l *Log) deliver(e *policy.Event, line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if denied(e) {
 		l.denials.add(e, l.o.Scrub)
 	}
-	for s := range l.subs {
-		s.offerLocked(line, l.o.Now)
+	if len(l.subs) > 0 {
+		kept := bytes.Clone(line)
+		for s := range l.subs {
+			s.offerLocked(kept, l.o.Now)
+		}
 	}
 	switch {
 	case l.sink == nil:

@@ -98,7 +98,7 @@ func (t *trail) shielded(who Identity) bool {
 // readable says how who could come to read or change the target.
 func (t *trail) readable(who Identity) *problem {
 	file := t.target()
-	mend := fmt.Sprintf("`chown root:root %s && chmod 0400 %[1]s`, or mount it so", file.path)
+	mend := fmt.Sprintf("`chown root:root %s && chmod 0400 %[1]s`, or mount it so (Kubernetes: defaultMode: 0400)", file.path)
 	switch bits := file.meta.allows(who); {
 	case t.shielded(who):
 		return nil

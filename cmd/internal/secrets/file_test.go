@@ -20,7 +20,7 @@ import (
 // after the position and the credential; "" means that the secret is taken.
 func TestWhoCouldReadIt(t *testing.T) {
 	asRoot(t)
-	const fix = "; `chown root:root /run/secret && chmod 0400 /run/secret`, or mount it so"
+	const fix = "; `chown root:root /run/secret && chmod 0400 /run/secret`, or mount it so (Kubernetes: defaultMode: 0400)"
 	const move = "; keep it in a directory that only root can change"
 	const who = `agent "claude" (uid 1000)`
 	for _, c := range []struct {
@@ -100,16 +100,17 @@ func TestWhoCouldReadIt(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "directory /tmp can be written by " + who + move},
-		{"a secrets volume", func(t *testing.T, root string) {
+		{"a secrets volume, whose directory is open and sticky", func(t *testing.T, root string) {
 			put(t, root, "run/..2024/secret", fakeOne, 0, 0, 0o400)
 			link(t, root, "..2024", "run/..data")
 			link(t, root, "..data/secret", "run/secret")
+			own(t, root, "run", 0, 0, 0o777|os.ModeSticky)
 		}, ""},
 		{"a secrets volume with fsGroup", func(t *testing.T, root string) {
 			put(t, root, "run/..2024/secret", fakeOne, 0, agentID, 0o440)
 			link(t, root, "..2024", "run/..data")
 			link(t, root, "..data/secret", "run/secret")
-		}, "/run/..2024/secret can be read by " + who + "; `chown root:root /run/..2024/secret && chmod 0400 /run/..2024/secret`, or mount it so"},
+		}, "/run/..2024/secret can be read by " + who + "; `chown root:root /run/..2024/secret && chmod 0400 /run/..2024/secret`, or mount it so (Kubernetes: defaultMode: 0400)"},
 		{"..", func(t *testing.T, root string) {
 			put(t, root, "safe/secret", fakeOne, 0, 0, 0o400)
 			link(t, root, "../../../run/../safe/./secret", "run/secret")

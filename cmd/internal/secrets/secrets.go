@@ -41,14 +41,11 @@ type Identity struct {
 
 // Options are the outside world.
 type Options struct {
-	// Root is what absolute paths are below; "" is /.
+	// Root is what absolute paths are below, etc/passwd and etc/group too; "" is /.
 	Root string
 	// Output runs a helper as root and returns its standard output, an error when that is longer than max bytes or
 	// when the helper failed. nil: `exec:` sources are Broken.
 	Output func(ctx context.Context, argv, env []string, max int) ([]byte, error)
-	// AgentIDs are those who must not be able to read a secret. nil: the policy's agents, with their groups from
-	// passwd and group below Root.
-	AgentIDs func(*policy.Policy) []Identity
 	// Environ is the environment exitgate was started with; nil: os.Environ.
 	Environ func() []string
 	// Changed gets every secret after one of them changed. Watch calls it, one call at a time; nil: nobody is told.
@@ -127,9 +124,6 @@ func New(o Options) *Store {
 	if o.Every == 0 {
 		o.Every = time.Second
 	}
-	if o.AgentIDs == nil {
-		o.AgentIDs = func(p *policy.Policy) []Identity { return identities(o.Root, p) }
-	}
 	return &Store{o: o, wake: make(chan struct{}, 1), fds: make(map[string]outcome)}
 }
 
@@ -137,7 +131,7 @@ func New(o Options) *Store {
 // What it read waits for Commit; a second Load replaces it. A helper whose value is in use and not too old is not run
 // again: a reload is no reason for a new token.
 func (s *Store) Load(p *policy.Policy) (map[string]Secret, error) {
-	who := s.o.AgentIDs(p)
+	who := identities(s.o.Root, p)
 	env := helperEnv(s.o.Environ(), variables(p))
 	fresh := make([]*entry, len(p.Credentials))
 	var wg sync.WaitGroup
