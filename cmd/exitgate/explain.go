@@ -200,11 +200,11 @@ func (l location) answer(agent *policy.Agent, r policy.Request, d policy.Decisio
 	case policy.RoadConnect:
 		a.Asked = "CONNECT " + authority("", l.host, l.port)
 		a.Via = a.Asked + " through " + listener
-		a.host = l.host
+		a.host = l.name()
 	case policy.RoadForward:
 		a.Asked = r.Method + " http://" + authority("http", l.host, l.port) + tail
 		a.Via = a.Asked + " through " + listener
-		a.host = l.host
+		a.host = l.name()
 	}
 	return a
 }

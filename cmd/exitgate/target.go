@@ -151,6 +151,14 @@ func (l location) names(listen netip.AddrPort) bool {
 	return l.scheme == "http" && here && l.port == listen.Port()
 }
 
+// name is the host in the policy's own spelling, where it has one.
+func (l location) name() string {
+	if h, err := policy.ParseHost(l.host); err == nil {
+		return h.Name
+	}
+	return l.host
+}
+
 // entrance is where on the listener a route takes a request for an upstream's URL.
 type entrance struct {
 	path string
@@ -159,14 +167,10 @@ type entrance struct {
 
 // routes are the agent's routes to where the URL leads, the longest base path first.
 func (l location) routes(p *policy.Policy, agent *policy.Agent) []entrance {
-	host := l.host
-	if h, err := policy.ParseHost(host); err == nil {
-		host = h.Name
-	}
 	var all []entrance
 	for _, r := range p.Routes {
 		u := r.Upstream
-		if u.Scheme != l.scheme || u.Host != host || u.Port != l.port || r.Agents != nil && !slices.Contains(r.Agents, agent.Name) {
+		if u.Scheme != l.scheme || u.Host != l.name() || u.Port != l.port || r.Agents != nil && !slices.Contains(r.Agents, agent.Name) {
 			continue
 		}
 		rest, ok := strings.CutPrefix(l.path, u.Base)
