@@ -16,14 +16,10 @@ func (g *gate) command(name string, inherited []string) (supervise.Command, erro
 	if agent == nil {
 		return supervise.Command{}, fmt.Errorf("the policy has no agent %q; it has %s", name, agentNames(p))
 	}
-	who := account(g.env.root, agent.UID)
-	gid := who.GID
-	if agent.GID != nil {
-		gid = *agent.GID
-	}
+	who, _ := account(g.env.root, agent.UID)
 	c := supervise.Command{
-		Env:      p.Environ(agent.Name, inherited, policy.User{Name: who.Name, Home: who.Home, Shell: who.Shell}, g.engine.SecretValues()),
-		Identity: supervise.Identity{UID: agent.UID, GID: gid},
+		Env:      p.Environ(agent.Name, inherited, who.User, g.engine.SecretValues()),
+		Identity: g.identity(agent),
 		Loosen:   g.settings.Loosen,
 	}
 	// A second fence, which would hold without nftables. Not the default: a connect that Landlock refuses sends no packet,
@@ -49,5 +45,19 @@ func (g *gate) additions(name string) ([]string, error) {
 	if agent == nil {
 		return nil, fmt.Errorf("the policy has no agent %q; it has %s", name, agentNames(p))
 	}
-	return p.Environ(agent.Name, nil, policy.User{}, nil), nil
+	who, known := account(g.env.root, agent.UID)
+	added := p.Environ(agent.Name, nil, who.User, nil)
+	if !known { // the other container may know better
+		added = without(added, "HOME", "USER", "LOGNAME", "SHELL")
+	}
+	return added, nil
+}
+
+// identity is the agent's uid and gid: by the policy, else its primary group by passwd, else the uid's number.
+func (g *gate) identity(a *policy.Agent) supervise.Identity {
+	if a.GID != nil {
+		return supervise.Identity{UID: a.UID, GID: *a.GID}
+	}
+	who, _ := account(g.env.root, a.UID)
+	return supervise.Identity{UID: a.UID, GID: who.gid}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"exitgate/cmd/internal/audit"
+	"exitgate/cmd/internal/caller"
 	"exitgate/cmd/internal/engine"
 	"exitgate/cmd/internal/secrets"
 	"exitgate/cmd/internal/supervise"
@@ -59,12 +60,24 @@ func (g *gate) newEngine() *engine.Engine {
 		Audit:      g.audit.Write,
 		Spawn:      g.spawnProxy,
 		Listen:     listen,
-		Account:    func(uid uint32) engine.Account { return account(g.env.root, uid) },
+		Caller:     g.caller(),
 		Log:        g.logf,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
 		Drift:      g.settings.DriftInterval,
 	})
+}
+
+// caller finds who is at the far end of an agent's connection. A kernel without sock_diag leaves it unknown.
+func (g *gate) caller() func(client, server netip.AddrPort, a policy.Agent) (int, string) {
+	finder, err := caller.New()
+	if err != nil {
+		g.logf("the audit will not name processes: %v", err)
+		return nil
+	}
+	return func(client, server netip.AddrPort, a policy.Agent) (int, string) {
+		return finder.Find(caller.Tuple{Client: client, Server: server}, caller.Owner(g.identity(&a)))
+	}
 }
 
 // helper runs a credential's command under the one reaper. What it prints to stderr may hold the secret: not logged.

@@ -33,6 +33,7 @@ func runProxy() int {
 	p := &proxyProcess{serving: make(map[wire.Listener]net.Listener), guest: guest, server: proxy.New(proxy.Options{
 		Resolver: guest,
 		Audit:    guest.Audit,
+		Opened:   guest.Opened,
 		Refresh:  guest.Refresh,
 		Log:      func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	})}

@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -114,26 +115,23 @@ func (f *Finder) find(conn *netlink.Conn, q question) found {
 	return unknown
 }
 
-// candidates are the owner's processes, the one found last first.
+// candidates are the processes to look at: the one found last, then the youngest first, since who connects has often
+// been started to do so. Those of other uids refuse the look.
 func (f *Finder) candidates(o Owner) []int {
-	pids := []int{f.last[o.UID]}
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
+	pids := make([]int, 0, len(names)+1)
 	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil || pid == pids[0] {
-			continue
-		}
-		var st unix.Stat_t
-		if unix.Stat("/proc/"+name, &st) == nil && st.Uid == o.UID {
+		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	slices.SortFunc(pids, func(a, b int) int { return b - a })
+	return slices.Insert(pids, 0, f.last[o.UID])
 }
 
 // holds looks for the link among pid's descriptors.

@@ -33,22 +33,21 @@ import (
 
 // Options are the outside world, filled in by the command.
 type Options struct {
-	Mode       string                                                               // "init", "sidecar", "attach", "isolate": for status
-	PolicyFile string                                                               // path, read by ReadPolicy
-	ReadPolicy func(path string) ([]byte, error)                                    // bounded by policy.MaxSize
-	Fence      *firewall.Writer                                                     // installed, sets empty
-	Secrets    secrets.Options                                                      // Changed is filled in here
-	Audit      func(policy.Event)                                                   // never blocks
-	Spawn      func(guest *os.File) (Process, error)                                // starts the proxy process with guest as its descriptor 3
-	Listen     func(policy.Agent, netip.AddrPort) (net.Listener, error)             // in the fenced namespace
-	Account    func(uid uint32) Account                                             // the passwd entry of an agent
-	Caller     func(local, remote netip.AddrPort, uid uint32) (pid int, exe string) // who holds the far end of a connection; audit only
-	Log        func(format string, args ...any)                                     //
-	Now        func() time.Time                                                     //
-	FileRoot   string                                                               // "" is /; resolv.conf and hosts are read below it
-	Lost       func(why string)                                                     // the fence cannot be kept: the agent must end
-	Drift      time.Duration                                                        // how often the kernel's generation is polled, as a backstop
-	DirectDial bool                                                                 // attach, isolate: the proxy dials outside the fence, whose sets stay empty
+	Mode       string                                                                    // "init", "sidecar", "attach", "isolate": for status
+	PolicyFile string                                                                    // path, read by ReadPolicy
+	ReadPolicy func(path string) ([]byte, error)                                         // bounded by policy.MaxSize
+	Fence      *firewall.Writer                                                          // installed, sets empty
+	Secrets    secrets.Options                                                           // Changed is filled in here
+	Audit      func(policy.Event)                                                        // never blocks
+	Spawn      func(guest *os.File) (Process, error)                                     // starts the proxy process with guest as its descriptor 3
+	Listen     func(policy.Agent, netip.AddrPort) (net.Listener, error)                  // in the fenced namespace
+	Caller     func(client, server netip.AddrPort, a policy.Agent) (pid int, exe string) // who is at the far end of a connection, for the audit; nil: unknown
+	Log        func(format string, args ...any)                                          //
+	Now        func() time.Time                                                          //
+	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
+	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
+	Drift      time.Duration                                                             // how often the kernel's generation is polled, as a backstop
+	DirectDial bool                                                                      // attach, isolate: the proxy dials outside the fence, whose sets stay empty
 }
 
 // Process is the running proxy process.
@@ -59,12 +58,6 @@ type Process interface {
 	String() string // how it ended, once Done
 }
 
-// Account is what the system knows of an agent's uid.
-type Account struct {
-	Name, Home, Shell string
-	GID               uint32
-}
-
 // Engine is one gate. All methods may be called from any goroutine.
 type Engine struct {
 	Options
@@ -73,6 +66,7 @@ type Engine struct {
 	egress   *egress
 	fixed    *fixed
 	proxy    *keeper
+	callers  *callers
 	metrics  *metrics
 
 	current atomic.Pointer[generation] // in force: every reader sees one whole generation
@@ -118,6 +112,7 @@ func New(o Options) *Engine {
 		Count:     e.metrics.lookup,
 	})
 	e.proxy = newKeeper(e)
+	e.callers = newCallers(e)
 	e.listeners = listeners{open: make(map[listenerKey]net.Listener)}
 	return e
 }

@@ -64,7 +64,7 @@ func (w *world) spawn(guest *os.File) (Process, error) {
 	}
 	p := &process{conn: conn, done: make(chan struct{}), links: make(map[wire.Listener]net.Listener)}
 	g := wire.NewGuest(conn)
-	server := proxy.New(proxy.Options{Resolver: g, Audit: g.Audit, Refresh: g.Refresh})
+	server := proxy.New(proxy.Options{Resolver: g, Audit: g.Audit, Opened: g.Opened, Refresh: g.Refresh})
 	w.mu.Lock()
 	w.proxies = append(w.proxies, p)
 	refuse := w.refuse

@@ -292,19 +292,8 @@ func (a *answers) Done(host string, port uint16, addrs []netip.Addr) {
 
 func (a *answers) Refresh(credential string) { a.secrets.Refresh(credential) }
 
-// Event completes a line with what only PID 1 knows: the uid from the policy, pid and program from the kernel.
-func (a *answers) Event(ev policy.Event, c proxy.Conn) {
-	e := (*Engine)(a)
-	if p := e.Policy(); p != nil {
-		if agent := p.Agent(ev.Agent); agent != nil {
-			ev.UID = agent.UID
-		}
-	}
-	if c.Peer != nil {
-		ev.PID = c.Peer.PID
-	}
-	if e.Caller != nil && c.Remote.IsValid() {
-		ev.PID, ev.Exe = e.Caller(c.Remote, c.Local, ev.UID)
-	}
-	e.observe(ev)
-}
+// Opened starts the search for the connection's owner, while it is there to be found.
+func (a *answers) Opened(agent string, c proxy.Conn) { a.callers.search(agent, c) }
+
+// Event completes a line with what only PID 1 knows, and writes it when that is known.
+func (a *answers) Event(ev policy.Event, c proxy.Conn) { a.callers.complete(ev, c) }

@@ -27,9 +27,9 @@ type Guest struct {
 	gone    chan struct{} // closed when the connection to PID 1 has ended
 }
 
-// queued is an event to write, or a mark: flushed is closed when all that was queued before it is written.
+// queued is a message to write, or a mark: flushed is closed when all that was queued before it is written.
 type queued struct {
-	event   *Event
+	message *Message
 	flushed chan struct{}
 }
 
@@ -163,7 +163,12 @@ func (g *Guest) giveBack(q Resolve, p *Pinned) {
 
 // Audit queues one decision. When PID 1 falls behind by eventQueue lines, the request waits: nothing is decided unseen.
 func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
-	g.queue(queued{event: &Event{Event: e, Conn: c}})
+	g.queue(queued{message: &Message{Event: &Event{Event: e, Conn: c}}})
+}
+
+// Opened tells of an accepted connection, before any event of it.
+func (g *Guest) Opened(agent string, c proxy.Conn) {
+	g.queue(queued{message: &Message{Opened: &Opened{Agent: agent, Conn: c}}})
 }
 
 // Flush returns when every event queued so far is written, or the connection has ended.
@@ -191,7 +196,7 @@ func (g *Guest) sendEvents() {
 				close(q.flushed)
 				continue
 			}
-			_ = g.link.write(&Message{Event: q.event})
+			_ = g.link.write(q.message)
 		case <-g.gone:
 			return
 		}

@@ -17,11 +17,12 @@ import (
 const maxResolving = 256
 
 // Handler is what PID 1 does with the proxy's messages. Its methods are called from several goroutines, except
-// Event, which is called in the order of the events.
+// Opened and Event, which are called in the order in which they were sent.
 type Handler interface {
 	Resolve(ctx context.Context, agent, host string, port uint16) ([]netip.Addr, error)
 	Done(host string, port uint16, addresses []netip.Addr)
 	Refresh(credential string)
+	Opened(agent string, c proxy.Conn)
 	Event(policy.Event, proxy.Conn)
 }
 
@@ -85,6 +86,8 @@ func (h *Host) handle(ctx context.Context, m *Message) error {
 		return h.done(m.Done)
 	case m.Refresh != nil:
 		h.handler.Refresh(m.Refresh.Credential)
+	case m.Opened != nil:
+		h.handler.Opened(m.Opened.Agent, m.Opened.Conn)
 	case m.Event != nil:
 		h.handler.Event(m.Event.Event, m.Event.Conn)
 	case m.Applied != nil, m.Ping != nil:

@@ -40,6 +40,7 @@ type Message struct {
 	Pinned    *Pinned    `json:"pinned,omitempty"`
 	Done      *Done      `json:"done,omitempty"`
 	Refresh   *Refresh   `json:"refresh,omitempty"`
+	Opened    *Opened    `json:"opened,omitempty"`
 	Event     *Event     `json:"event,omitempty"`
 	Ping      *Ping      `json:"ping,omitempty"`
 	Drain     *Drain     `json:"drain,omitempty"`
@@ -100,6 +101,12 @@ type Refresh struct {
 	Credential string `json:"credential"`
 }
 
+// Opened says that an agent's connection was accepted: now is the time to look who it is, for the audit.
+type Opened struct {
+	Agent string     `json:"agent"`
+	Conn  proxy.Conn `json:"conn"`
+}
+
 // Event is one decision for the audit, with the connection that it was made on.
 type Event struct {
 	Event policy.Event `json:"event"`
@@ -122,7 +129,7 @@ func decode(body []byte) (*Message, error) {
 	}
 	set := 0
 	for _, there := range []bool{m.Configure != nil, m.Applied != nil, m.Resolve != nil, m.Pinned != nil, m.Done != nil,
-		m.Refresh != nil, m.Event != nil, m.Ping != nil, m.Drain != nil} {
+		m.Refresh != nil, m.Opened != nil, m.Event != nil, m.Ping != nil, m.Drain != nil} {
 		if there {
 			set++
 		}

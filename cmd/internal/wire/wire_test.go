@@ -49,7 +49,8 @@ func (d *desk) Done(host string, _ uint16, addrs []netip.Addr) {
 	d.held[host] -= len(addrs)
 }
 
-func (d *desk) Refresh(string) {}
+func (d *desk) Refresh(string)            {}
+func (d *desk) Opened(string, proxy.Conn) {}
 
 func (d *desk) Event(e policy.Event, _ proxy.Conn) {
 	d.mu.Lock()
