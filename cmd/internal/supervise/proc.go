@@ -80,15 +80,15 @@ func processesOf(uid uint32) (list []int) {
 	return list
 }
 
-// descendants lists all that this process started and what they started, but for the subtrees of except and zombies.
-func descendants(except map[int]*Child) (list []process) {
+// descendants lists all that process root started and what they started, but for the subtrees of except and zombies.
+func descendants(root int, except map[int]*Child) (list []process) {
 	children := map[int][]process{}
 	for _, pid := range pids() {
 		if p, ok := readProcess(pid); ok {
 			children[p.parent] = append(children[p.parent], p)
 		}
 	}
-	queue := children[os.Getpid()]
+	queue := children[root]
 	for len(queue) > 0 {
 		p := queue[0]
 		queue = queue[1:]

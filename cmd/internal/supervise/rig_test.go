@@ -28,12 +28,17 @@ func TestMain(m *testing.M) {
 		os.Exit(Stage())
 	}
 	netnstest.Main(m, map[string]func([]string) int{
-		"gate":     gateProgram,
-		"calls":    callsProgram,
-		"children": childrenProgram,
-		"become":   becomeProgram,
-		"exec":     execProgram,
-		"dial":     dialProgram,
+		"gate":            gateProgram,
+		"calls":           callsProgram,
+		"children":        childrenProgram,
+		"proxy":           proxyProgram,
+		"relay":           relayProgram,
+		"output":          outputProgram,
+		"keep":            keepProgram,
+		"without-setpcap": withoutSetpcapProgram,
+		"become":          becomeProgram,
+		"exec":            execProgram,
+		"dial":            dialProgram,
 	})
 }
 
@@ -46,6 +51,8 @@ type gateConfig struct {
 	TermEarly bool          // TERM comes before the agent is started
 	EndWhen   string        // ctx is done when this file is there
 	Proxy     bool          // a child beside the agent, which must outlive it
+	Bind      [2]string     // what is mounted where, for the agent
+	Tool      string        // the program under test
 }
 
 // gateProgram is a first process: the shortest use of a Supervisor. It tells what happens on descriptor 2, a line each.
@@ -60,6 +67,12 @@ func gateProgram(args []string) int {
 	if os.Getpid() == 1 {
 		if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 			tell("proc: %v", err)
+			return 99
+		}
+	}
+	if cfg.Bind[0] != "" {
+		if err := unix.Mount(cfg.Bind[0], cfg.Bind[1], "", unix.MS_BIND, ""); err != nil {
+			tell("bind: %v", err)
 			return 99
 		}
 	}
@@ -229,10 +242,19 @@ func (g *gate) start() {
 	}
 	g.t.Cleanup(func() {
 		if g.cmd.ProcessState == nil {
-			_ = g.cmd.Process.Kill()
+			g.kill()
 			_ = g.cmd.Wait()
 		}
 	})
+}
+
+// kill ends the gate and what it started: a gate that is not the first process of its namespace takes nobody with it.
+func (g *gate) kill() {
+	started := descendants(g.cmd.Process.Pid, nil)
+	_ = g.cmd.Process.Kill()
+	for _, p := range started {
+		signalProcess(p, []unix.Signal{unix.SIGKILL})
+	}
 }
 
 func (g *gate) signal(sig unix.Signal) {
@@ -250,7 +272,7 @@ func (g *gate) wait() int {
 	select {
 	case <-done:
 	case <-time.After(2 * patience):
-		_ = g.cmd.Process.Kill()
+		g.kill()
 		<-done
 		g.t.Fatalf("the gate does not end; it said:\n%s", g)
 	}

@@ -43,7 +43,7 @@ func (s *Supervisor) remaining() int {
 func (s *Supervisor) descendants() []process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return descendants(s.children)
+	return descendants(os.Getpid(), s.children)
 }
 
 // signalRemaining signals the agent's processes: in one call, which no fork escapes, from a process with the agent's uid, which

@@ -1,0 +1,113 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepProgram trims itself as the first process does once everything is up, and then still starts and ends agents.
+func keepProgram(args []string) int {
+	s := New(Options{Grace: time.Second, Log: func(f string, a ...any) { fmt.Printf("log: "+f+"\n", a...) }})
+	before, err := Probe()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(before)
+	if err := KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_KILL); err != nil {
+		fmt.Println("keep:", err)
+	}
+	if err := threadsHave(args[0], args[1]); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	agent, err := s.StartAgent(shell(`echo up; cat /proc/self/status; sleep 1000`))
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	fmt.Println("end", s.Run(ctx, agent))
+	return 0
+}
+
+func threadsHave(caps, bound string) error {
+	for _, want := range []string{"CapInh:\t0000000000000000", "CapPrm:\t" + caps, "CapEff:\t" + caps, "CapBnd:\t" + bound, "CapAmb:\t0000000000000000", "NoNewPrivs:\t1"} {
+		if err := everyThread(want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestKeepOnly(t *testing.T) {
+	const five = "00000000000011e0" // KILL 5, SETGID 6, SETUID 7, SETPCAP 8, NET_ADMIN 12
+	cmd := proxyCommand(t, "keep", five, five)
+	out, err := cmd.CombinedOutput()
+	said := string(out)
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	for _, want := range []string{`"BoundingSet":true`, `"Seccomp":true`, "\nup\n", "CapBnd:\t0000000000000000", "Groups:\t \n", "end 143"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %q in:\n%s", want, said)
+		}
+	}
+	if strings.Contains(said, "log:") || strings.Contains(said, "keep:") {
+		t.Errorf("said:\n%s", said)
+	}
+}
+
+// withoutSetpcapProgram executes the rest of its arguments with the least set of capabilities that starts an agent, and one to spare.
+func withoutSetpcapProgram(args []string) int {
+	runtime.LockOSThread()
+	least := capsOf(unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL, unix.CAP_SYS_CHROOT)
+	if err := errors.Join(oneThread.limitBounding(least), oneThread.setCaps(least)); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	os.Setenv("EXITGATE_TEST_PROGRAM", args[0])
+	fmt.Println(unix.Exec("/proc/self/exe", append([]string{"keep"}, args[1:]...), os.Environ()))
+	return 1
+}
+
+// With fewer capabilities than it asks for, KeepOnly keeps those it has; the agent is hardened but for its bounding set.
+func TestKeepOnlyWithoutSetpcap(t *testing.T) {
+	const four, withChroot = "00000000000010e0", "00000000000410e0"
+	out, err := proxyCommand(t, "without-setpcap", "keep", four, withChroot).CombinedOutput()
+	said := string(out)
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	for _, want := range []string{"\nup\n", `"BoundingSet":false`, "keep: the bounding set cannot be reduced; run with --cap-add SETPCAP",
+		"CapPrm:\t0000000000000000", "CapBnd:\t" + withChroot, "NoNewPrivs:\t1", "Seccomp:\t2", "end 143"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %q in:\n%s", want, said)
+		}
+	}
+}
+
+func TestGaps(t *testing.T) {
+	if gaps := (Facts{NoNewPrivs: true, BoundingSet: true, Kill: true, Identity: true, Seccomp: true, Landlock: 7}).Gaps(); len(gaps) != 0 {
+		t.Errorf("all is there, and yet %q", gaps)
+	}
+	gaps := (Facts{}).Gaps()
+	if len(gaps) != 7 {
+		t.Errorf("%d gaps, want one for each of 7: %q", len(gaps), gaps)
+	}
+	for _, line := range gaps {
+		if strings.Contains(line, "\n") || line == "" {
+			t.Errorf("not a line: %q", line)
+		}
+	}
+}

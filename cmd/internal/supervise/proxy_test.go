@@ -1,0 +1,275 @@
+package supervise
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"exitgate/netns/netnstest"
+)
+
+// proxyBinary is this test binary built without cgo, as the product is: system calls on all threads need that, and
+// the race detector is cgo.
+var proxyBinary = sync.OnceValues(func() (string, error) {
+	if err := allThreads.prctl(unix.PR_GET_DUMPABLE, 0); !errors.Is(err, unix.ENOTSUP) {
+		return "/proc/self/exe", nil
+	}
+	dir, err := os.MkdirTemp("", "supervise")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir) // the open descriptor is all that is needed
+	build := exec.Command("go", "test", "-c", "-o", dir+"/test", ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build without cgo: %v: %s", err, out)
+	}
+	fd, err := unix.Open(dir+"/test", unix.O_PATH|unix.O_CLOEXEC, 0)
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), err
+})
+
+func proxyCommand(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	netnstest.RequireRoot(t)
+	path, err := proxyBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := netnstest.Program(name, args...)
+	cmd.Path = path
+	cmd.WaitDelay = patience
+	return cmd
+}
+
+// proxyCall is one thing that a proxy must not be able to do.
+type proxyCall struct {
+	name string
+	do   func(dir string, parent int) error
+	want unix.Errno
+}
+
+func sys(nr uintptr, args ...uintptr) error {
+	if errno := (call{nr: nr, args: args}).do(); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func cstring(s string) uintptr {
+	b, _ := unix.BytePtrFromString(s)
+	pinned = append(pinned, b)
+	return uintptr(unsafe.Pointer(b))
+}
+
+var pinned []*byte // what system calls are given by address
+
+// proxyCalls all succeed in a process that is not hardened, run in this order: a file is there to remove, a directory to enter.
+func proxyCalls() []proxyCall {
+	at := func(dir, name string) uintptr { return cstring(filepath.Join(dir, name)) }
+	const cwd = ^uintptr(99) // AT_FDCWD, -100
+	open := func(name, file string, flags uintptr) proxyCall {
+		return proxyCall{"openat " + name, func(dir string, _ int) error {
+			return sys(unix.SYS_OPENAT, cwd, at(dir, file), flags, 0o600)
+		}, unix.EPERM}
+	}
+	on := func(name, file string, nr uintptr, args ...uintptr) proxyCall {
+		return proxyCall{name, func(dir string, _ int) error {
+			return sys(nr, append([]uintptr{cwd, at(dir, file)}, args...)...)
+		}, unix.EPERM}
+	}
+	two := func(name string, nr uintptr, from, to string) proxyCall {
+		return proxyCall{name, func(dir string, _ int) error {
+			return sys(nr, cwd, at(dir, from), cwd, at(dir, to), 0)
+		}, unix.EPERM}
+	}
+	plain := func(name string, nr uintptr, args ...uintptr) proxyCall {
+		return proxyCall{name, func(string, int) error { return sys(nr, args...) }, unix.EPERM}
+	}
+	at0 := func(name string, f func(dir string, parent int) error) proxyCall {
+		return proxyCall{name, f, unix.EPERM}
+	}
+	buf := &make([][64]byte, 1)[0]
+	addr := uintptr(unsafe.Pointer(buf))
+	return []proxyCall{
+		open("write", "file", unix.O_WRONLY),
+		open("read and write", "file", unix.O_RDWR),
+		open("access mode 3", "file", unix.O_ACCMODE),
+		open("create", "new", unix.O_RDONLY|unix.O_CREAT),
+		open("truncate", "file", unix.O_RDONLY|unix.O_TRUNC),
+		open("temporary", "", unix.O_RDWR|unix.O_TMPFILE),
+		{"read another's memory", func(_ string, p int) error { return canRead(fmt.Sprintf("/proc/%d/mem", p)) }, unix.EACCES},
+		{"read another's environment", func(_ string, p int) error { return canRead(fmt.Sprintf("/proc/%d/environ", p)) }, unix.EACCES},
+		on("mkdirat", "sub", unix.SYS_MKDIRAT, 0o700),
+		on("mknodat", "fifo", unix.SYS_MKNODAT, unix.S_IFIFO|0o600),
+		on("fchmodat", "file", unix.SYS_FCHMODAT, 0o600),
+		on("fchownat", "file", unix.SYS_FCHOWNAT, 0, 0),
+		on("utimensat", "file", unix.SYS_UTIMENSAT, 0, 0),
+		two("linkat", unix.SYS_LINKAT, "file", "link"),
+		two("renameat2", unix.SYS_RENAMEAT2, "link", "renamed"),
+		at0("symlinkat", func(dir string, _ int) error {
+			return sys(unix.SYS_SYMLINKAT, at(dir, "file"), cwd, at(dir, "symlink"))
+		}),
+		on("unlinkat", "renamed", unix.SYS_UNLINKAT),
+		at0("truncate", func(dir string, _ int) error { return sys(unix.SYS_TRUNCATE, at(dir, "file"), 0) }),
+		at0("setxattr", func(dir string, _ int) error {
+			return sys(unix.SYS_SETXATTR, at(dir, "file"), cstring("user.x"), addr, 1, 0)
+		}),
+		plain("memfd_create", unix.SYS_MEMFD_CREATE, cstring("x")),
+		plain("socket unix", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM),
+		plain("socket netlink", unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER),
+		plain("socket packet", unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW),
+		plain("socket udp", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM),
+		plain("socket udp6", unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC),
+		plain("socket raw", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
+		plain("socket mptcp", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
+		plain("socketpair", unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, addr),
+		at0("listen", func(string, int) error { return sys(unix.SYS_LISTEN, tcpSocket, 1) }),
+		at0("kill", func(_ string, parent int) error { return sys(unix.SYS_KILL, uintptr(parent), 0) }),
+		plain("kill all", unix.SYS_KILL, ^uintptr(0), 0),
+		plain("kill group", unix.SYS_KILL, 0, 0),
+		at0("tgkill", func(_ string, p int) error { return sys(unix.SYS_TGKILL, uintptr(p), uintptr(p), 0) }),
+		at0("tkill", func(_ string, p int) error { return sys(unix.SYS_TKILL, uintptr(p), 0) }),
+		at0("pidfd_open", func(_ string, p int) error { return sys(unix.SYS_PIDFD_OPEN, uintptr(p), 0) }),
+		at0("fcntl F_SETOWN", func(_ string, p int) error { return sys(unix.SYS_FCNTL, tcpSocket, unix.F_SETOWN, uintptr(p)) }),
+		plain("fcntl F_SETSIG", unix.SYS_FCNTL, tcpSocket, unix.F_SETSIG, uintptr(unix.SIGTERM)),
+		at0("process_vm_readv", func(_ string, p int) error { return sys(unix.SYS_PROCESS_VM_READV, uintptr(p), addr, 0, addr, 0, 0) }),
+		at0("process_vm_writev", func(_ string, p int) error { return sys(unix.SYS_PROCESS_VM_WRITEV, uintptr(p), addr, 0, addr, 0, 0) }),
+		at0("ptrace", func(_ string, p int) error { return sys(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(p), 0, 0) }),
+		at0("prlimit64 of another", func(_ string, p int) error { return sys(unix.SYS_PRLIMIT64, uintptr(p), unix.RLIMIT_CORE, 0, addr) }),
+		plain("prctl dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1),
+		plain("prctl subreaper", unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 0),
+		plain("setresuid", unix.SYS_SETRESUID, 0, 0, 0),
+		plain("mmap executable", unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON, ^uintptr(0)),
+		plain("mprotect executable", unix.SYS_MPROTECT, uintptr(unsafe.Pointer(buf))&^4095, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC),
+		plain("unshare", unix.SYS_UNSHARE, unix.CLONE_NEWNET),
+		at0("setns", func(string, int) error {
+			fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY, 0)
+			return errors.Join(err, sys(unix.SYS_SETNS, uintptr(fd), unix.CLONE_NEWNET))
+		}),
+		plain("mount", unix.SYS_MOUNT, cstring("none"), cstring("/"), 0, unix.MS_PRIVATE, 0),
+		plain("chroot", unix.SYS_CHROOT, cstring("/")),
+		plain("keyctl", unix.SYS_KEYCTL, 0, ^uintptr(2)),
+		plain("personality", unix.SYS_PERSONALITY, 0xffffffff),
+		plain("inotify_init1", unix.SYS_INOTIFY_INIT1),
+		plain("ioctl FIONBIO", unix.SYS_IOCTL, tcpSocket, 0x5421, addr),
+		plain("clone", unix.SYS_CLONE, uintptr(unix.SIGCHLD)),
+		{"openat2", func(dir string, _ int) error {
+			how := &unix.OpenHow{Flags: unix.O_RDONLY}
+			return sys(unix.SYS_OPENAT2, cwd, at(dir, "file"), uintptr(unsafe.Pointer(how)), unsafe.Sizeof(*how))
+		}, unix.ENOSYS},
+		at0("execve", func(dir string, _ int) error { return sys(unix.SYS_EXECVE, at(dir, "program"), 0, 0) }),
+		at0("execveat", func(dir string, _ int) error {
+			return sys(unix.SYS_EXECVEAT, cwd, at(dir, "program"), 0, 0, 0)
+		}),
+	}
+}
+
+func canRead(path string) error {
+	f, err := os.Open(path)
+	if err == nil {
+		f.Close()
+	}
+	return err
+}
+
+// tcpSocket is a descriptor of a TCP socket in the proxy program.
+const tcpSocket = 200
+
+// controlErrno is what a call gives that cannot succeed even in a process that is not hardened.
+var controlErrno = map[string]unix.Errno{"execve": unix.ENOEXEC, "execveat": unix.ENOEXEC}
+
+// proxyProgram is a proxy that hardens itself, by all means, by Landlock alone or not at all, and then does what it must not.
+func proxyProgram(args []string) int {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.Dup3(fd, tcpSocket, 0)
+	}
+	calls := proxyCalls()
+	switch how := args[1]; {
+	case err != nil:
+	case how == "all":
+		err = HardenProxy()
+	case how == "landlock":
+		err = errors.Join(allThreads.setNoNewPrivs(), func() error { _, err := restrictProxy(); return err }())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	got := map[string]unix.Errno{}
+	parent, _ := strconv.Atoi(args[2])
+	runtime.LockOSThread()
+	for _, c := range calls {
+		var errno unix.Errno
+		errors.As(c.do(args[0], parent), &errno)
+		got[c.name] = errno
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(got)
+	return 0
+}
+
+func proxyResults(t *testing.T, how string) map[string]unix.Errno {
+	t.Helper()
+	dir := openDir(t)
+	if err := os.WriteFile(dir+"/file", []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script(t, dir, "program", "\x00 no program", 0o755)
+	bystander := exec.Command("sleep", "1000") // whom it must not reach; root's, as the first process is
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = bystander.Process.Kill()
+		_ = bystander.Wait()
+	})
+	cmd := proxyCommand(t, "proxy", dir, how, strconv.Itoa(bystander.Process.Pid))
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v: %s", how, err, errs.String())
+	}
+	got := map[string]unix.Errno{}
+	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestProxyRefused(t *testing.T) {
+	hardened, control := proxyResults(t, "all"), proxyResults(t, "none")
+	for _, c := range proxyCalls() {
+		if hardened[c.name] != c.want {
+			t.Errorf("%s: %v, want %v", c.name, hardened[c.name], c.want)
+		}
+		if want := controlErrno[c.name]; control[c.name] != want {
+			t.Errorf("%s without hardening: %v, want %v", c.name, control[c.name], want)
+		}
+	}
+}
+
+// Landlock alone refuses what concerns files too, so that one of the two may fail.
+func TestProxyLandlock(t *testing.T) {
+	if landlockABI() < 3 {
+		t.Skip("this kernel's Landlock does not know truncation")
+	}
+	got := proxyResults(t, "landlock")
+	for _, name := range []string{"openat write", "openat read and write", "openat create", "openat truncate", "openat temporary", "mkdirat",
+		"mknodat", "linkat", "symlinkat", "truncate", "execve", "execveat"} {
+		if got[name] != unix.EACCES {
+			t.Errorf("%s: %v, want %v", name, got[name], unix.EACCES)
+		}
+	}
+}
