@@ -103,8 +103,8 @@ func (f *Finder) find(conn *netlink.Conn, q question) found {
 	}()
 	budget := maxLinks
 	link := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
-	for _, pid := range f.candidates(q.owner) {
-		if holds(pid, link, &budget) {
+	for _, pid := range f.candidates(q.owner.UID) {
+		if holds(pid, q.owner.UID, link, &budget) {
 			f.last[q.owner.UID] = pid
 			return found{pid, program(pid)}
 		}
@@ -116,8 +116,8 @@ func (f *Finder) find(conn *netlink.Conn, q question) found {
 }
 
 // candidates are the processes to look at: the one found last, then the youngest first, since who connects has often
-// been started to do so. Those of other uids refuse the look.
-func (f *Finder) candidates(o Owner) []int {
+// been started to do so. Whose they are is seen at the look.
+func (f *Finder) candidates(uid uint32) []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -131,11 +131,11 @@ func (f *Finder) candidates(o Owner) []int {
 		}
 	}
 	slices.SortFunc(pids, func(a, b int) int { return b - a })
-	return slices.Insert(pids, 0, f.last[o.UID])
+	return slices.Insert(pids, 0, f.last[uid])
 }
 
-// holds looks for the link among pid's descriptors.
-func holds(pid int, link string, budget *int) bool {
+// holds looks for the link among the descriptors of pid, if it is uid's.
+func holds(pid int, uid uint32, link string, budget *int) bool {
 	if pid == 0 {
 		return false
 	}
@@ -144,6 +144,10 @@ func holds(pid int, link string, budget *int) bool {
 		return false
 	}
 	defer dir.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(dir.Fd()), &st) != nil || st.Uid != uid {
+		return false
+	}
 	names, _ := dir.Readdirnames(*budget)
 	buf := make([]byte, len(link)+1)
 	for _, name := range names {
