@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -266,4 +267,45 @@ func FuzzLoad(f *testing.F) {
 			p.Environ(p.Agents[i].Name, nil, User{}, nil)
 		}
 	})
+}
+
+// TestSetSizes: what the fence's small sets hold, and one more.
+func TestSetSizes(t *testing.T) {
+	list := func(n int, each func(i int) string) string {
+		all := make([]string, n)
+		for i := range all {
+			all[i] = each(i)
+		}
+		return "[" + strings.Join(all, ", ") + "]"
+	}
+	number := func(from int) func(int) string { return func(i int) string { return fmt.Sprint(from + i) } }
+	agent := func(i int) string {
+		return fmt.Sprintf("{name: a%d, uid: %d, listen: \"127.0.0.1:%d\"}", i, 1000+i, 9000+i)
+	}
+	server := func(i int) string { return fmt.Sprintf("10.0.0.%d", 1+i) }
+	for name, c := range map[string]struct {
+		text func(n int) string
+		want string
+	}{
+		"agents":  {func(n int) string { return "agents: " + list(n, agent) }, "65 agents, of at most 64"},
+		"publish": {func(n int) string { return "agents: [{name: a, publish: " + list(n, number(3000)) + "}]" }, "open 65 ports, of at most 64"},
+		"root_inbound": {func(n int) string {
+			return "agents: [{name: a, publish: [22]}]\nroot_inbound: " + list(n-1, number(3000))
+		}, "open 65 ports, of at most 64"},
+		"root_loopback": {func(n int) string { return "root_loopback: " + list(n, number(3000)) }, "has 65 ports, of at most 64"},
+		"dns":           {func(n int) string { return "dns: {servers: " + list(n, server) + "}" }, "has 65 servers, of at most 64"},
+	} {
+		if _, err := Load("p", []byte("version: 1\n"+c.text(setSize)+"\n")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := Load("p", []byte("version: 1\n"+c.text(setSize+1)+"\n")); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	p := mustLoad(t, "version: 1\nagents: "+list(setSize, agent)+"\negress: [{host: a.example, agents: [a63]}]\n")
+	for name, want := range map[string]bool{"a63": true, "a62": false, "a0": false} {
+		if d := p.Decide(Request{Agent: name, Road: RoadConnect, Host: "a.example", Port: 443}); d.Allow != want {
+			t.Errorf("%s: %v", name, d.Allow)
+		}
+	}
 }

@@ -130,7 +130,7 @@ func TestExpiry(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	p := mustLoad(t, `version: 1
-agents: [{name: a, gid: 0}]
+agents: [{name: a, gid: 0, uid: 65534}]
 credentials:
   - {name: unused, from: "file:/run/secrets/x"}
   - {name: env, from: "env:TOKEN"}
@@ -140,6 +140,8 @@ routes:
   - {name: clear, path: /c, upstream: "http://a.example", plaintext: true, credential: env, allow: [GET /x]}
   - {name: local, path: /d, upstream: "http://127.0.0.1:9000", plaintext: true, credential: env, allow: [GET /x]}
   - {name: nobody, path: /e, upstream: "https://a.example", allow: [GET /x], agents: []}
+  - {name: past, path: /f, upstream: "https://api.b.example:8443", allow: [GET /x]}
+  - {name: other, path: /g, upstream: "https://api.b.example:9443", allow: [GET /x]}
 egress:
   - {host: "*.amazonaws.com"}
   - {host: amazonaws.com}
@@ -148,24 +150,27 @@ egress:
   - {host: m.example, addresses: [169.254.0.0/16, 10.0.0.0/8]}
   - {host: none.example, ports: []}
   - {host: nobody.example, agents: []}
+  - {host: "*.b.example", ports: [443, 8443]}
 root:
   - {host: r.example, addresses: [fd00::/8], ports: []}
 `)
 	want := []string{
 		"policy.yaml:2:10: agent a has gid 0, and reads what root's group may read; write the agent's own gid",
+		"policy.yaml:2:10: agent a has uid 65534, which stands for every id that is not mapped; write a uid of its own, such as 1000",
 		"policy.yaml:4:5: credential unused is used by no route; remove it, or name it in a route",
 		"policy.yaml:5:5: credential env is read from the variable TOKEN: a container engine hands the container's environment to every `docker exec`; use file:, fd: or exec:",
 		"policy.yaml:7:83: route all: GET /** sends credential env with any path; list the paths that are needed",
 		"policy.yaml:8:5: route none allows nothing; add `allow:` with lines such as `- GET /v1/models`",
 		"policy.yaml:9:5: route clear sends credential env unencrypted; use https",
 		"policy.yaml:11:5: route nobody is for no agent; remove `agents` for every agent, or name one",
-		"policy.yaml:13:5: egress *.amazonaws.com: anyone can have a bucket or a host below it; list the names that are needed",
-		"policy.yaml:15:5: egress p.example has port 80 but no methods, so plain http is refused; add `methods: [GET, HEAD]`, or remove port 80",
-		"policy.yaml:17:5: egress m.example may resolve to 169.254.169.254 (by 169.254.0.0/16), where a cloud hands out the machine's credentials; write narrower ranges",
-		"policy.yaml:18:5: egress none.example has no port; remove `ports` for 443, or list some",
-		"policy.yaml:19:5: egress nobody.example is for no agent; remove `agents` for every agent, or name one",
-		"policy.yaml:21:5: root r.example has no port; remove `ports` for 443, or list some",
-		"policy.yaml:21:5: root r.example may resolve to fd00:ec2::254 (by fd00::/8), where a cloud hands out the machine's credentials; write narrower ranges",
+		"policy.yaml:15:5: egress *.amazonaws.com: anyone can have a bucket or a host below it; list the names that are needed",
+		"policy.yaml:17:5: egress p.example has port 80 but no methods, so plain http is refused; add `methods: [GET, HEAD]`, or remove port 80",
+		"policy.yaml:19:5: egress m.example may resolve to 169.254.169.254 (by 169.254.0.0/16), where a cloud hands out the machine's credentials; write narrower ranges",
+		"policy.yaml:20:5: egress none.example has no port; remove `ports` for 443, or list some",
+		"policy.yaml:21:5: egress nobody.example is for no agent; remove `agents` for every agent, or name one",
+		"policy.yaml:22:5: egress *.b.example reaches api.b.example:8443, the upstream of route past, past its allow list: what goes through a tunnel is not seen; remove it, or the route",
+		"policy.yaml:24:5: root r.example has no port; remove `ports` for 443, or list some",
+		"policy.yaml:24:5: root r.example may resolve to fd00:ec2::254 (by fd00::/8), where a cloud hands out the machine's credentials; write narrower ranges",
 	}
 	var got []string
 	for _, w := range p.Warnings() {

@@ -142,8 +142,13 @@ func parseUpstream(s string) (Upstream, error) {
 	return u, nil
 }
 
+const bracketForm = "write an IPv6 address in brackets, such as https://[2001:db8::1]"
+
 func (u *Upstream) parseAuthority(s, authority string) error {
 	name := authority
+	if strings.Count(authority, ":") > 1 && !strings.HasPrefix(authority, "[") {
+		return faultf(bracketForm, "upstream %s has an IPv6 address without brackets, or two ports", quoted(s))
+	}
 	if i := strings.LastIndexByte(authority, ':'); i >= 0 && !strings.HasSuffix(authority, "]") {
 		number, err := strconv.ParseUint(authority[i+1:], 10, 16)
 		if err != nil || number == 0 || strconv.FormatUint(number, 10) != authority[i+1:] {
@@ -154,7 +159,7 @@ func (u *Upstream) parseAuthority(s, authority string) error {
 	if bare, ok := strings.CutPrefix(name, "["); ok {
 		addr, err := netip.ParseAddr(strings.TrimSuffix(bare, "]"))
 		if err != nil || !addr.Is6() || !strings.HasSuffix(bare, "]") {
-			return faultf("write an IPv6 address in brackets, such as https://[2001:db8::1]", "upstream %s", quoted(s))
+			return faultf(bracketForm, "upstream %s", quoted(s))
 		}
 		name = strings.TrimSuffix(bare, "]")
 	}

@@ -18,7 +18,7 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // name reads the name of an entry: it stands in messages, metrics and file names.
 func (r *reader) name(n *yaml.Node, what string) string {
 	s, ok := r.str(n, what)
-	if ok && !nameForm.MatchString(s) {
+	if ok && (!nameForm.MatchString(s) || secretShape.MatchString(s)) {
 		r.fail(n, "write 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first", "%s is %s", what, quoted(s))
 		return ""
 	}

@@ -21,11 +21,22 @@ func (p *Policy) Warnings() []*Error {
 		warnGrant(w, "root "+h.Host.String(), h.At, h.Ports, h.Addresses)
 	}
 	for i := range p.Agents {
-		if a := &p.Agents[i]; a.GID != nil && *a.GID == 0 {
-			w.addf(a.At, "write the agent's own gid", "agent %s has gid 0, and reads what root's group may read", a.Name)
-		}
+		warnAgent(w, &p.Agents[i])
 	}
 	return w.all.sorted()
+}
+
+// overflowUID is the uid the kernel shows for every id that a user namespace
+// does not map.
+const overflowUID = 65534
+
+func warnAgent(w *problems, a *Agent) {
+	if a.GID != nil && *a.GID == 0 {
+		w.addf(a.At, "write the agent's own gid", "agent %s has gid 0, and reads what root's group may read", a.Name)
+	}
+	if a.UID == overflowUID {
+		w.addf(a.At, "write a uid of its own, such as 1000", "agent %s has uid %d, which stands for every id that is not mapped", a.Name, a.UID)
+	}
 }
 
 func (p *Policy) warnCredentials(w *problems) {
@@ -57,6 +68,9 @@ func (p *Policy) warnRoute(w *problems, r *Route) {
 	}
 	if r.Agents != nil && len(r.Agents) == 0 {
 		w.addf(r.At, "remove `agents` for every agent, or name one", "%s is for no agent", what)
+	}
+	if e := p.index.egress(r.Upstream.Host, p.index.mask(r.Agents)); e != nil && contains(e.Ports, r.Upstream.Port) {
+		w.addf(e.At, "remove it, or the route", "egress %s reaches %s, the upstream of route %s, past its allow list: what goes through a tunnel is not seen", e.Host, joinPort(r.Upstream.Host, r.Upstream.Port), r.Name)
 	}
 	warnRanges(w, what, r.At, r.Addresses)
 }
