@@ -88,6 +88,11 @@ func (p *Policy) decideRoute(a *Agent, agent agentMask, r *Request) Decision {
 	if why := pathFault(r.Path); why != "" {
 		return p.deny("path "+shown(r.Path)+" "+why, "write it plainly")
 	}
+	for i := range len(r.Query) {
+		if c := r.Query[i]; c <= ' ' || c == '#' || c == 0x7f {
+			return p.deny("the query of "+shown(r.Path)+" has a raw space, # or control byte", "write it escaped")
+		}
+	}
 	e, rest := p.index.route(r.Path, agent)
 	if e == nil {
 		return p.noRoute(agent, r)
