@@ -35,7 +35,7 @@ func (s *Store) descriptor(number string) outcome {
 	defer s.mu.Unlock()
 	out, ok := s.fds[number]
 	if !ok {
-		out.value, out.problem = readFD(number, helperTimeout)
+		out.value, out.problem = readFD(number, s.o.Inherited, helperTimeout)
 		s.fds[number] = out
 	}
 	return out

@@ -3,6 +3,8 @@ package secrets
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,17 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readFD reads an inherited descriptor to its end and closes it. A writer that never closes is given up after wait.
-func readFD(number string, wait time.Duration) (Value, *problem) {
+// atStart are the descriptors that were inherited. They are noted before anything else is opened, since a number that a
+// policy names by mistake could be a pipe or a file of our own by the time the policy is read.
+var atStart = inherited()
+
+// inherited finds descriptors that do not close on exec: those of the Go runtime and of our own always do.
+func inherited() []int {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil
+	}
+	var fds []int
+	for _, n := range names {
+		fd, err := strconv.Atoi(n.Name())
+		if err != nil || fd < 3 {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// readFD reads one of the inherited descriptors to its end and closes it. A writer that never closes is given up after
+// wait.
+func readFD(number string, inherited []int, wait time.Duration) (Value, *problem) {
 	subject := "fd " + number
 	no := func(what, mend string) (Value, *problem) { return Value{}, &problem{subject + " " + what, mend} }
 	fd, err := strconv.Atoi(number)
-	if err != nil || fd < 3 {
-		return no("is not one that a credential can come by", "write fd:3")
-	}
-	// Descriptors of our own (the runtime's, our netlink sockets) all close on exec; one that was inherited cannot.
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+	if err != nil || !slices.Contains(inherited, fd) {
 		return no("was not passed to exitgate", fmt.Sprintf("start it with `%s< FILE`; a descriptor is read once, at start", number))
 	}
 	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {

@@ -48,6 +48,8 @@ type Options struct {
 	Output func(ctx context.Context, argv, env []string, max int) ([]byte, error)
 	// Environ is the environment exitgate was started with; nil: os.Environ.
 	Environ func() []string
+	// Inherited are the descriptors that `fd:` may name; nil: those that this process was started with.
+	Inherited []int
 	// Changed gets every secret after one of them changed. Watch calls it, one call at a time; nil: nobody is told.
 	Changed func(map[string]Secret)
 	// Log is told when a source breaks and when it works again; nil: silent.
@@ -109,6 +111,9 @@ type outcome struct {
 
 // New returns an empty store.
 func New(o Options) *Store {
+	if o.Inherited == nil {
+		o.Inherited = atStart
+	}
 	if o.Environ == nil {
 		o.Environ = os.Environ
 	}

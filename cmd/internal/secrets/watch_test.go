@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -189,55 +190,103 @@ func TestWrittenInPlace(t *testing.T) {
 
 func TestFD(t *testing.T) {
 	const wait = 300 * time.Millisecond
-	const gone = " was not passed to exitgate; start it with `"
 	for _, c := range []struct {
 		name, content string
-		hold, keep    bool // the writer stays open; the descriptor closes on exec
+		hold, foreign bool // the writer stays open; the descriptor was not inherited
 		err           string
 	}{
 		{"pipe", fakeOne + "\n", false, false, ""},
 		{"writer stays", fakeOne, true, false, " was not closed by its writer within 300ms; close it after the credential is written"},
 		{"writer that stays and wrote nothing", "", true, false, " was not closed by its writer within 300ms; close it after the credential is written"},
 		{"empty", "", false, false, " is empty; put the credential there"},
-		{"not inherited", fakeOne, false, true, gone},
+		{"one of our own", fakeOne, false, true, " was not passed to exitgate; start it with `"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var fds [2]int
-			if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-				t.Fatal(err)
-			}
-			// What exitgate inherits has no close-on-exec flag.
-			inherited, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD, 200)
+			r, w, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
 			}
-			unix.Close(fds[0])
-			if c.keep {
-				unix.CloseOnExec(inherited)
-				defer unix.Close(inherited)
-			}
-			if _, err := unix.Write(fds[1], []byte(c.content)); err != nil {
+			defer r.Close()
+			defer w.Close()
+			if _, err := w.WriteString(c.content); err != nil {
 				t.Fatal(err)
 			}
-			if c.hold {
-				defer unix.Close(fds[1])
-			} else {
-				unix.Close(fds[1])
+			if !c.hold {
+				w.Close()
 			}
-			v, p := readFD(fmt.Sprint(inherited), wait)
-			if c.err == "" && (p != nil || string(v.Reveal()) != fakeOne) || c.err != "" && (p == nil || !strings.HasPrefix(p.what+"; "+p.mend, fmt.Sprintf("fd %d", inherited)+c.err)) {
+			fd, err := unix.FcntlInt(r.Fd(), unix.F_DUPFD_CLOEXEC, 200)
+			if err != nil {
+				t.Fatal(err)
+			}
+			passed := []int{fd}
+			if c.foreign {
+				passed = nil
+				defer unix.Close(fd)
+			}
+			v, p := readFD(fmt.Sprint(fd), passed, wait)
+			if c.err == "" && (p != nil || string(v.Reveal()) != fakeOne) || c.err != "" && (p == nil || !strings.HasPrefix(p.what+"; "+p.mend, fmt.Sprintf("fd %d", fd)+c.err)) {
 				t.Errorf("got %+v, want %q", p, c.err)
 			}
 			var st syscall.Stat_t
-			if open := syscall.Fstat(inherited, &st) == nil; open != c.keep {
+			if open := syscall.Fstat(fd, &st) == nil; open != c.foreign {
 				t.Errorf("descriptor still open: %v", open)
 			}
 		})
 	}
 	for _, number := range []string{"", "x", "-1", "2", "999999"} {
-		if v, p := readFD(number, wait); p == nil || !v.IsZero() {
+		if v, p := readFD(number, nil, wait); p == nil || !v.IsZero() {
 			t.Errorf("fd %q is taken", number)
 		}
+	}
+}
+
+// TestFDReallyInherited runs itself with two descriptors more, and names a third that it opened itself.
+func TestFDReallyInherited(t *testing.T) {
+	if os.Getenv("SECRETS_TEST_CHILD") != "" {
+		inheritingChild(t)
+		return
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString(fakeOne); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	c := exec.Command("/proc/self/exe", "-test.run=^TestFDReallyInherited$", "-test.v")
+	c.Env = append(os.Environ(), "SECRETS_TEST_CHILD=1")
+	c.ExtraFiles = []*os.File{null, r} // 3 and 4
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestFDReallyInherited") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func inheritingChild(t *testing.T) {
+	// As `exitgate run` does before it reads a policy: nothing may leak into its children.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	own, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if got, err := New(Options{}).Load(one("fd:4")); err != nil || string(got["anthropic"].Value.Reveal()) != fakeOne {
+		t.Errorf("the pipe that was passed: %v", err)
+	}
+	if _, err := New(Options{}).Load(one("fd:3")); err == nil || !strings.Contains(err.Error(), "fd 3 is empty") {
+		t.Errorf("/dev/null that was passed: %v", err)
+	}
+	if _, err := New(Options{}).Load(one(fmt.Sprintf("fd:%d", own.Fd()))); err == nil || !strings.Contains(err.Error(), "was not passed to exitgate") {
+		t.Errorf("a descriptor of its own: %v", err)
 	}
 }
 
@@ -258,7 +307,7 @@ func TestFDIsReadOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := New(Options{})
+	store := New(Options{Inherited: []int{inherited}})
 	for range 3 {
 		got, err := store.Load(one(fmt.Sprintf("fd:%d", inherited)))
 		if err != nil || string(got["anthropic"].Value.Reveal()) != fakeOne {
