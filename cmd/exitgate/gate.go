@@ -64,6 +64,7 @@ func (g *gate) newEngine() *engine.Engine {
 		Log:        g.logf,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
+		Follow:     g.settings.Watch,
 		Drift:      g.settings.DriftInterval,
 	})
 }

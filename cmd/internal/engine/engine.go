@@ -46,6 +46,7 @@ type Options struct {
 	Now        func() time.Time                                                          //
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
+	Follow     bool                                                                      // reload when the policy file changes
 	Drift      time.Duration                                                             // how often the kernel's generation is polled, as a backstop
 	DirectDial bool                                                                      // attach, isolate: the proxy dials outside the fence, whose sets stay empty
 }
@@ -70,6 +71,7 @@ type Engine struct {
 	metrics  *metrics
 
 	current atomic.Pointer[generation] // in force: every reader sees one whole generation
+	read    atomic.Pointer[sight]      // the policy file as it was when it was last read
 	hangups chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
 	ready   atomic.Bool
 	started time.Time

@@ -385,3 +385,33 @@ func TestResolversChange(t *testing.T) {
 	w.write("etc/resolv.conf", "nameserver 192.0.2.54\n")
 	w.eventually("the new resolver alone is in the set", func() bool { return has("192.0.2.54") && !has("192.0.2.53") })
 }
+
+// A ConfigMap's file is a symlink by way of ..data, which the kubelet swaps.
+func TestFollowsTheFile(t *testing.T) {
+	w := newWorld(t, oneHost)
+	for n, text := range []string{oneHost, twoHosts, "egres: []\n"} {
+		w.policy(text)
+		dir := filepath.Join(w.dir, fmt.Sprint("v", n))
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Rename(filepath.Join(w.dir, "policy.yaml"), filepath.Join(dir, "policy.yaml"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap := func(to string) {
+		fresh := filepath.Join(w.dir, "..fresh")
+		if err := errors.Join(os.Symlink(to, fresh), os.Rename(fresh, filepath.Join(w.dir, "..data"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap("v0")
+	if err := os.Symlink("..data/policy.yaml", filepath.Join(w.dir, "policy.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	w.Follow = true
+	w.start()
+	swap("v1")
+	w.eventually("the second version is in force", func() bool { return w.Status().Generation == 2 })
+	swap("v2")
+	w.eventually("the third is refused", func() bool { s := w.Status(); return s.Generation == 2 && s.State == "degraded" })
+	swap("v1")
+	w.eventually("the second is as good as before", func() bool { return w.Status().State == "ready" })
+}

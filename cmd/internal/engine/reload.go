@@ -54,6 +54,8 @@ func (e *Engine) Reload(ctx context.Context, cause string) (ReloadResult, error)
 
 // prove reads and checks all of a new generation without touching anything that is in force.
 func (e *Engine) prove(old *generation) (*generation, error) {
+	before := look(e.PolicyFile)
+	e.read.Store(&before)
 	data, err := e.ReadPolicy(e.PolicyFile)
 	if err != nil {
 		return nil, err
