@@ -1,4 +1,4 @@
-// Command exitgate fences a network namespace and holds the credentials of what runs in it.
+// Package main is the command exitgate: it fences a network namespace and holds the credentials of what runs in it.
 //
 //	exitgate run --policy policy.yaml -- claude   # as a container's first process
 //	exitgate exec -- bash                         # another process in a running gate

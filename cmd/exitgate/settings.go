@@ -57,7 +57,7 @@ var settingTable = []setting{
 	{"watch", "false", "reload when the policy file changes: `true|false`", boolean(func(s *settings) *bool { return &s.Watch })},
 	{"self_test", "true", "test the fence before the agent starts: `true|false`", boolean(func(s *settings) *bool { return &s.SelfTest })},
 	{"drift_interval", "5s", "`time` between two looks for foreign changes of the ruleset", duration(func(s *settings) *time.Duration { return &s.DriftInterval }, time.Millisecond)},
-	{"strict_connect", "false", "also limit the agent's TCP connects by Landlock, which leaves no packet to report: true or false", boolean(func(s *settings) *bool { return &s.StrictConnect })},
+	{"strict_connect", "false", "also limit the agent's TCP connects by Landlock, which leaves no packet to report: `true|false`", boolean(func(s *settings) *bool { return &s.StrictConnect })},
 	{"loosen", "", "hardening `points` of the agent to leave out, separated by commas", acceptLoosen},
 }
 
