@@ -88,29 +88,41 @@ func resolverElement(a netip.Addr) element {
 	return newElement(setResolvers4, a.AsSlice())
 }
 
-// base is every element of c but those of listener_ports, which are derived.
+// base is every element of c but those of listener_ports, which are derived. It
+// does not sort, for a large change's sake, and may have one twice.
 func (c Contents) base() []element {
-	c = c.Normalize()
 	out := make([]element, 0, c.Len()+len(c.OwnLoopback))
 	for _, l := range c.Listeners {
-		out = append(out, l.element())
+		if l, ok := normalListener(l); ok {
+			out = append(out, l.element())
+		}
 	}
 	for _, p := range c.Egress {
-		out = append(out, p.element())
+		if p, ok := normalEndpoint(p); ok {
+			out = append(out, p.element())
+		}
 	}
 	for _, a := range c.Resolvers {
-		out = append(out, resolverElement(a))
-	}
-	for _, p := range c.Published {
-		out = append(out, newElement(setPublished, big(p)))
+		if a, ok := normalAddr(a); ok {
+			out = append(out, resolverElement(a))
+		}
 	}
 	for _, u := range c.OwnLoopback {
-		m := newElement(setLoopbackMark, native(u))
-		copy(m.value[:], native(u))
-		out = append(out, newElement(setOwnLoopback, native(u), native(u)), m)
+		if u != 0 {
+			m := newElement(setLoopbackMark, native(u))
+			copy(m.value[:], native(u))
+			out = append(out, newElement(setOwnLoopback, native(u), native(u)), m)
+		}
 	}
-	for _, p := range c.RootLoopback {
-		out = append(out, newElement(setRootLoopback, big(p)))
+	out = appendPorts(out, setPublished, c.Published)
+	return appendPorts(out, setRootLoopback, c.RootLoopback)
+}
+
+func appendPorts(out []element, set string, ports []uint16) []element {
+	for _, p := range ports {
+		if p != 0 {
+			out = append(out, newElement(set, big(p)))
+		}
 	}
 	return out
 }

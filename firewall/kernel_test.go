@@ -16,7 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	netnstest.Main(m, map[string]func([]string) int{"probe": probe})
+	netnstest.Main(m, map[string]func([]string) int{"probe": probe, "open": openAndReport})
 }
 
 func init() { netns.LockMainThread() }

@@ -51,7 +51,11 @@ func (m members) list() []element {
 // one's deletions, then its additions. What is there is not added, what is not
 // there is not deleted, and the ports of listeners follow the listeners.
 func (m members) plan(rs []*request) (add, del []element) {
-	last := make(map[element]bool)
+	n := 0
+	for _, r := range rs {
+		n += len(r.add) + len(r.del)
+	}
+	last := make(map[element]bool, n)
 	for _, r := range rs {
 		for _, e := range r.del {
 			last[e] = false

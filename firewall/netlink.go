@@ -285,19 +285,17 @@ func netlinkChain(t *nftables.Table, c Chain) *nftables.Chain {
 
 // change puts elements into the batch, set by set.
 func (k *Netlink) change(t *nftables.Table, es []element, put func(*nftables.Set, []nftables.SetElement) error) error {
-	if len(es) > 1 {
-		es = slices.SortedFunc(slices.Values(es), compareElements)
+	bySet := make([][]element, len(record.Sets))
+	for _, e := range es {
+		bySet[e.set] = append(bySet[e.set], e)
 	}
-	for len(es) > 0 {
-		s := record.Sets[es[0].set]
-		n := 0
-		for n < len(es) && n < chunk && es[n].set == es[0].set {
-			n++
+	for i, es := range bySet {
+		s := record.Sets[i]
+		for part := range slices.Chunk(es, chunk) {
+			if err := put(netlinkSet(t, s), netlinkElements(s, part)); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
 		}
-		if err := put(netlinkSet(t, s), netlinkElements(s, es[:n])); err != nil {
-			return fmt.Errorf("set %s: %w", s.Name, err)
-		}
-		es = es[n:]
 	}
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -194,36 +193,21 @@ func (c call) join() error {
 	return unix.SetsockoptIPv6Mreq(c.FD, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: a.As16(), Interface: uint32(c.N)})
 }
 
-// mmsghdr is struct mmsghdr, which package unix lacks.
-type mmsghdr struct {
-	hdr unix.Msghdr
-	n   uint32
-	_   [4]byte
-}
-
-// flood sends datagrams on a connected socket for some time, 32 a system call.
+// flood sends datagrams on a connected socket for some time, one a call, so that
+// each has an answer of its own. N is how many were sent.
 func (c call) flood() (answer, error) {
 	var a answer
-	iov := unix.Iovec{Base: &c.Data[0]}
-	iov.SetLen(len(c.Data))
-	var msgs [32]mmsghdr
-	for i := range msgs {
-		msgs[i].hdr.Iov = &iov
-		msgs[i].hdr.SetIovlen(1)
-	}
 	for end := time.Now().Add(time.Duration(c.Millis) * time.Millisecond); time.Now().Before(end); {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(c.FD), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), 0, 0, 0)
-		switch errno {
-		case 0:
-			a.N += int(n)
-			if int(n) < len(msgs) {
-				a.Refused++ // the kernel tells of the error at the next call, or not at all
+		for range 64 {
+			switch _, err := unix.Write(c.FD, c.Data); err {
+			case nil:
+				a.N++
+			case unix.EPERM:
+				a.Refused++
+			case unix.EINTR, unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.EACCES: // all but the first tell of an earlier refusal
+			default:
+				return a, err
 			}
-		case unix.EPERM:
-			a.Refused++
-		case unix.EINTR, unix.ECONNREFUSED, unix.ENOBUFS:
-		default:
-			return a, errno
 		}
 	}
 	return a, nil
