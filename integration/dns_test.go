@@ -157,42 +157,57 @@ func TestRequiredName(t *testing.T) {
 func TestRecordChanges(t *testing.T) {
 	t.Parallel()
 	w := world(t)
-	old := upstream(t, w, "files.example.com", rig.Server{H1: true, TTL: 5 * time.Second})
-	other := upstream(t, w, "second.example.net", rig.Server{H1: true})
-	w.DNS.Set("deb.example.org", 5*time.Second, old.Addr6)
+	server := func(name string) *rig.Upstream {
+		return upstream(t, w, name, rig.Server{H1: true, TTL: 5 * time.Second})
+	}
+	held, used, debian := server("files.example.com"), server("mirror.example.com"), server("deb.example.org")
+	held2, used2, debian2 := server("f.example.net"), server("m.example.net"), server("d.example.net")
 	g := up(t, w, basic+"root:\n  - host: deb.example.org\n    ports: [443]\n")
-	flow := g.Agent().Start(busy("files.example.com", 130*time.Second))
-	eventually(t, "the flow works", func() bool { return len(old.Seen()) > 3 })
-	used := old.Seen()[0].Remote.Addr().Is4() // which of its addresses the flow uses
-	eventually(t, "root's host is resolved", func() bool { return g.as(0, prober.Probe{Op: "tcp", Address: at(old.Addr6, 443)}).OK() })
+	root := func(u *rig.Upstream, a netip.Addr) prober.Result {
+		return g.as(0, prober.Probe{Op: "tcp", Address: at(a, u.Port)})
+	}
+	flow := g.Agent().Start(busy("files.example.com", 150*time.Second))
+	if r := <-flow; !r.OK() {
+		t.Fatalf("the flow does not come up: %s", r)
+	}
+	eventually(t, "the flow works", func() bool { return len(held.Seen()) > 3 })
+	if r := g.do(tunnel("mirror.example.com")); r.Status != 200 {
+		t.Fatalf("control: %s", r)
+	}
+	for what, u := range map[string]*rig.Upstream{"root's host": debian, "a host that the proxy has used": used} {
+		eventually(t, "root reaches "+what, func() bool { return root(u, u.Addr4).OK() && root(u, u.Addr6).OK() })
+	}
 
-	w.DNS.Set("files.example.com", 5*time.Second, other.Addr4)
-	w.DNS.Set("deb.example.org", 5*time.Second, other.Addr6)
+	for name, u := range map[string]*rig.Upstream{"files.example.com": held2, "mirror.example.com": used2, "deb.example.org": debian2} {
+		w.DNS.Set(name, 5*time.Second, u.Addr4, u.Addr6)
+	}
 	changed := time.Now()
-	eventually(t, "the new address is used", func() bool { return g.do(tunnel("files.example.com")).Status == 200 && len(other.Seen()) > 0 })
-	eventually(t, "root reaches the new address", func() bool { return g.as(0, prober.Probe{Op: "tcp", Address: at(other.Addr6, 443)}).OK() })
-	time.Sleep(time.Until(changed.Add(100 * time.Second)))
+	for name, u := range map[string]*rig.Upstream{"files.example.com": held2, "mirror.example.com": used2} {
+		eventually(t, name+" is at its new address", func() bool { return g.do(tunnel(name)).Status == 200 && len(u.Seen()) > 0 })
+	}
+	eventually(t, "root reaches its host's new address", func() bool { return root(debian2, debian2.Addr4).OK() && root(debian2, debian2.Addr6).OK() })
+	time.Sleep(time.Until(changed.Add(105 * time.Second)))
 
-	unused := old.Addr4
-	if used {
-		unused = old.Addr6
+	for what, u := range map[string]*rig.Upstream{"root's host": debian, "a host that the proxy has used": used} {
+		for _, a := range []netip.Addr{u.Addr4, u.Addr6} {
+			if r := root(u, a); r.Errno != "ECONNREFUSED" {
+				t.Errorf("%s, old address %s after TTL and grace: %s", what, a, r)
+			}
+		}
+		if got := fmt.Sprint(g.status().addresses(u.Name)); strings.Contains(got, u.Addr4.String()) {
+			t.Errorf("%s: status still has the old address: %s", u.Name, got)
+		}
 	}
-	if r := g.as(0, prober.Probe{Op: "tcp", Address: at(unused, 443)}); r.Errno != "ECONNREFUSED" {
-		t.Errorf("the old address after TTL and grace: %s", r)
+	for _, name := range []string{"files.example.com", "mirror.example.com"} {
+		if r := g.do(tunnel(name)); r.Status != 200 {
+			t.Errorf("%s now: %s %s", name, r, r.Data)
+		}
 	}
-	if got := g.status().addresses("files.example.com"); !strings.Contains(fmt.Sprint(got), other.Addr4.String()) {
-		t.Errorf("addresses: %v", got)
-	}
-	seen := len(old.Seen())
-	if r := g.do(tunnel("files.example.com")); r.Status != 200 {
-		t.Errorf("the name now: %s", r)
-	}
+	seen := len(held.Seen())
+	eventually(t, "the live connection to the old address goes on", func() bool { return len(held.Seen()) > seen })
 	select {
 	case r := <-flow:
-		if !r.More {
-			t.Errorf("the live connection to the old address ended: %s", r)
-		}
+		t.Errorf("the live connection to the old address ended: %s", r)
 	default:
 	}
-	eventually(t, "the live connection goes on", func() bool { return len(old.Seen()) > seen })
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -78,9 +77,6 @@ func start(t testing.TB, w *rig.World, policy string, change ...func(*rig.Config
 	cfg := rig.Config{World: w, Binary: binary, Policy: policy, Files: map[string]rig.File{"/run/secrets/api": {Data: secret + "\n", Mode: 0o400}}}
 	for _, c := range change {
 		c(&cfg)
-	}
-	if v := os.Getenv("TEMP_SELF_TEST"); v != "" {
-		cfg.Env = append(cfg.Env, "EXITGATE_SELF_TEST="+v)
 	}
 	b, err := rig.Start(cfg)
 	if err != nil {

@@ -126,7 +126,7 @@ func (d *demo) config() rig.Config {
 	return rig.Config{
 		World: d.world, Binary: d.binary, Policy: policyText + revocable,
 		Args: []string{"run", "--", "/bin/sh", scriptPath},
-		Env:  []string{"EXITGATE_SELF_TEST=false", "UPSTREAM=" + d.api.Addr4.String(), "RESOLVER=" + d.world.DNS.Addr4.String()},
+		Env:  []string{"UPSTREAM=" + d.api.Addr4.String(), "RESOLVER=" + d.world.DNS.Addr4.String()},
 		Files: map[string]rig.File{
 			scriptPath:               {Data: script, Mode: 0o755},
 			"/run/secrets/anthropic": {Data: credential + "\n", Mode: 0o400},

@@ -12,6 +12,7 @@
 //	socket                         socket(Domain, Type, Protocol), then sendto Address with Data: ICMP, raw, packet, SCTP, vsock ...
 //	http                           dial, CONNECT to Tunnel if set, TLS to ServerName if set, send Data, read the answer
 //	hold                           as http without an answer or tcp: keep sending Data every Every until it fails; one result when up, one at the end
+//	connect                        CONNECT to Tunnel, and no more
 //	send                           as http, but close as soon as Data is written
 //	listen                         listen at Address and report who comes, until Timeout
 //	self                           identity, capabilities, descriptors, environment
@@ -125,6 +126,7 @@ var ops = map[string]func(Probe, emit) Result{
 	"http":    request,
 	"hold":    hold,
 	"send":    send,
+	"connect": connectOnly,
 	"listen":  listen,
 	"self":    self,
 	"read":    read,
