@@ -26,8 +26,8 @@ type Event struct {
 	Decision   string // allow, deny
 	Reason     string
 	Status     int
-	BytesIn    int64 // from the agent
-	BytesOut   int64 // to the agent
+	BytesIn    int64 // bodies and tunnels, to the agent
+	BytesOut   int64 // bodies and tunnels, from the agent: what leaves
 	Duration   time.Duration
 	Upstream   string // the address dialled
 	ID         string

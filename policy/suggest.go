@@ -1,0 +1,188 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Denied is something that was denied, and how often.
+type Denied struct {
+	Event Event // one of them
+	Count int
+}
+
+// telemetry are hosts, with all below them, that programs call about themselves and not for their user.
+var telemetry = []string{
+	"statsig.anthropic.com", "statsig.com", "featuregates.org", "sentry.io", "segment.io", "segment.com", "amplitude.com", "posthog.com",
+	"datadoghq.com", "datadoghq.eu", "mixpanel.com", "launchdarkly.com", "google-analytics.com", "googletagmanager.com",
+	"play.googleapis.com", "ab.chatgpt.com", "telemetry.nextjs.org", "telemetry.go.dev", "dc.services.visualstudio.com", "honeycomb.io",
+}
+
+// Suggest writes the smallest addition to a policy that would have allowed what was denied: a document of its own that
+// Load accepts, each line with how often and by which program. It names hosts and never a wildcard. What cannot be
+// allowed by a line of its own, such as another request on a route that is there, is told in a comment, and so is
+// telemetry, which is hardly what the user came for. No denials make no document.
+func Suggest(denied []Denied) string {
+	w := wishes{hosts: make(map[string]*wish), notes: make(map[string]*wish)}
+	for _, d := range denied {
+		w.add(d)
+	}
+	return w.document()
+}
+
+// wish is one line of the addition.
+type wish struct {
+	ports   map[uint16]bool
+	methods map[string]bool
+	by      map[string]bool // programs
+	count   int
+}
+
+type wishes struct {
+	hosts, notes map[string]*wish
+}
+
+func (w *wishes) add(d Denied) {
+	e := d.Event
+	switch {
+	case e.Decision != "deny":
+	case e.Event == "connect", e.Event == "denied_lookup", e.Event == "request" && !strings.HasPrefix(e.Rule, "route/"):
+		w.host(d)
+	case e.Event == "request":
+		note(w.notes, fmt.Sprintf("route %q: add to its `allow`: %s %s", strings.TrimPrefix(e.Rule, "route/"), e.Method, e.Path), d)
+	case e.Event == "denied_packet":
+		note(w.notes, fmt.Sprintf("%s to %s went past the proxy: set HTTPS_PROXY for that program, or name the host it wants", e.Proto, endpoint(e)), d)
+	}
+}
+
+// host adds a grant for a name; one that policy could not take becomes a note.
+func (w *wishes) host(d Denied) {
+	e := d.Event
+	h, err := ParseHost(e.Host)
+	if err != nil || h.Wildcard || e.Status == 429 || strings.HasPrefix(e.Rule, "egress/") && e.Event == "connect" && e.Port == 0 {
+		note(w.notes, fmt.Sprintf("%s: %s", shown(e.Host), e.Reason), d)
+		return
+	}
+	x := note(w.hosts, h.String(), d)
+	switch {
+	case e.Event == "request":
+		x.ports[cmp.Or(e.Port, 80)] = true
+		x.methods[e.Method] = checkMethod(e.Method) == nil
+	default:
+		x.ports[cmp.Or(e.Port, 443)] = true
+	}
+}
+
+func note(in map[string]*wish, key string, d Denied) *wish {
+	x := in[key]
+	if x == nil {
+		x = &wish{ports: make(map[uint16]bool), methods: make(map[string]bool), by: make(map[string]bool)}
+		in[key] = x
+	}
+	x.count += d.Count
+	if exe := d.Event.Exe; exe != "" && exe != "unknown" {
+		x.by[exe] = true
+	}
+	return x
+}
+
+func endpoint(e Event) string {
+	if e.Port == 0 {
+		return e.Address
+	}
+	if strings.Contains(e.Address, ":") {
+		return "[" + e.Address + "]:" + strconv.Itoa(int(e.Port))
+	}
+	return e.Address + ":" + strconv.Itoa(int(e.Port))
+}
+
+// document prints the wishes, the most frequent first.
+func (w *wishes) document() string {
+	if len(w.hosts)+len(w.notes) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("version: 1\n")
+	grants := slices.DeleteFunc(ranked(w.hosts), isTelemetry)
+	if len(grants) > 0 {
+		b.WriteString("egress:\n")
+	}
+	for _, host := range grants {
+		fmt.Fprintf(&b, "  - %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
+	}
+	for _, host := range ranked(w.hosts) {
+		if isTelemetry(host) {
+			fmt.Fprintf(&b, "# known telemetry: %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
+		}
+	}
+	for _, text := range ranked(w.notes) {
+		fmt.Fprintf(&b, "# %s # %s\n", plainText(text), w.notes[text].who())
+	}
+	return b.String()
+}
+
+func ranked(of map[string]*wish) []string {
+	return slices.SortedFunc(maps.Keys(of), func(a, b string) int {
+		return cmp.Or(of[b].count-of[a].count, strings.Compare(a, b))
+	})
+}
+
+func isTelemetry(host string) bool {
+	return slices.ContainsFunc(telemetry, func(t string) bool { return host == t || strings.HasSuffix(host, "."+t) })
+}
+
+// grant is the egress entry of a host.
+func (x *wish) grant(host string) string {
+	if strings.Contains(host, ":") {
+		host = strconv.Quote(host)
+	}
+	ports := slices.Sorted(maps.Keys(x.ports))
+	if len(x.methods) == 0 && len(ports) == 1 && ports[0] == 443 {
+		return "host: " + host
+	}
+	var numbers []string
+	for _, p := range ports {
+		numbers = append(numbers, strconv.Itoa(int(p)))
+	}
+	s := "{host: " + host + ", ports: [" + strings.Join(numbers, ", ") + "]"
+	var methods []string
+	for _, m := range slices.Sorted(maps.Keys(x.methods)) {
+		if x.methods[m] {
+			methods = append(methods, m)
+		}
+	}
+	if len(methods) > 0 {
+		s += ", methods: [" + strings.Join(methods, ", ") + "]"
+	}
+	return s + "}"
+}
+
+// who is how often, and by which programs.
+func (x *wish) who() string {
+	times := "once"
+	if x.count != 1 {
+		times = strconv.Itoa(x.count) + " times"
+	}
+	programs := slices.Sorted(maps.Keys(x.by))
+	if len(programs) > 3 {
+		programs = append(programs[:3], "others")
+	}
+	if len(programs) == 0 {
+		return times
+	}
+	return times + ", by " + plainText(strings.Join(programs, ", "))
+}
+
+// plainText keeps a comment one line whatever an agent put into a path or a program's name.
+func plainText(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r == 0xfeff || r == 0xfffd {
+			return '?'
+		}
+		return r
+	}, s)
+}
