@@ -309,3 +309,25 @@ func TestSetSizes(t *testing.T) {
 		}
 	}
 }
+
+// A condition in a flow list, as the policy language's own example has it.
+func TestQuestionMarkInFlowList(t *testing.T) {
+	const text = `version: 1
+routes:
+  - {name: gh, path: /gh, upstream: "https://github.com", allow: [GET /**/info/refs?service=git-upload-pack, "GET /a?b=c", POST /**/git-upload-pack]}
+`
+	p, err := Load("policy.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for query, want := range map[string]bool{"service=git-upload-pack": true, "service=git-receive-pack": false} {
+		d := p.Decide(Request{Road: RoadRoute, Method: "GET", Path: "/gh/o/r.git/info/refs", Query: query})
+		if d.Allow != want {
+			t.Errorf("?%s: %v, %s", query, d.Allow, d.Message())
+		}
+	}
+	if _, err := Load("policy.yaml", []byte("version: 1\negress: [{host: a?b.com, prots: [443]}]\n")); err == nil ||
+		!strings.Contains(err.Error(), "policy.yaml:2:26: unknown key \"prots\"") || !strings.Contains(err.Error(), "a?b.com") {
+		t.Errorf("a mistake after a question mark: %v", err)
+	}
+}

@@ -38,8 +38,9 @@ func (r *reader) document(data []byte) *yaml.Node {
 	if n := plainStyle(string(data)); n != nil {
 		return n
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec := yaml.NewDecoder(bytes.NewReader(hideQuestionMarks(data)))
 	first, err := decode(dec)
+	showQuestionMarks(first)
 	switch {
 	case errors.Is(err, io.EOF):
 		r.add(Position{r.file, 1, 1}, "the file is empty", "a policy starts with `version: 1`")
@@ -58,6 +59,39 @@ func (r *reader) document(data []byte) *yaml.Node {
 		return nil
 	}
 	return first.Content[0]
+}
+
+// hiddenMark stands for a question mark while the parser reads. YAML 1.2 allows one inside a plain scalar of a flow
+// list (7.3.3), and `allow: [GET /info/refs?service=git-upload-pack]` is how people write it; the parser
+// (go.yaml.in/yaml v3.0.6) calls it a syntax error. Private use, one character as before, so that columns stay right.
+const hiddenMark = '\uE03F'
+
+// hideQuestionMarks replaces those that cannot be the indicator of a complex key, which has white space after it.
+func hideQuestionMarks(data []byte) []byte {
+	if !bytes.ContainsRune(data, '?') || bytes.ContainsRune(data, hiddenMark) {
+		return data
+	}
+	out := make([]byte, 0, len(data)+64)
+	for i, c := range data {
+		if c == '?' && i+1 < len(data) && !bytes.ContainsRune([]byte(" \t\r\n"), rune(data[i+1])) {
+			out = utf8.AppendRune(out, hiddenMark)
+		} else {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func showQuestionMarks(n *yaml.Node) {
+	if n == nil {
+		return
+	}
+	n.Value = strings.ReplaceAll(n.Value, string(hiddenMark), "?")
+	n.Anchor = strings.ReplaceAll(n.Anchor, string(hiddenMark), "?")
+	n.Tag = strings.ReplaceAll(n.Tag, string(hiddenMark), "?")
+	for _, c := range n.Content {
+		showQuestionMarks(c)
+	}
 }
 
 // text refuses what is no UTF-8 text at all, before the parser guesses at encodings.
