@@ -26,6 +26,7 @@ func newExecCommand(env *environment) *cobra.Command {
 			return env.exec(agent, argv)
 		},
 	}
+	c.Flags().SetInterspersed(false) // what follows COMMAND is COMMAND's
 	c.Flags().StringVar(&agent, "agent", "", "which agent of the policy (default: the first)")
 	return c
 }

@@ -35,6 +35,7 @@ func newRunCommand(env *environment) *cobra.Command {
 			return r.run(env)
 		},
 	}
+	c.Flags().SetInterspersed(false) // what follows COMMAND is COMMAND's
 	c.Flags().StringVar(&r.agent, "agent", "", "which agent COMMAND runs as (default: the first of the policy)")
 	c.Flags().BoolVar(&r.hostNetwork, "host-network", false, "insist on fencing the host's own network namespace")
 	return c
@@ -77,6 +78,7 @@ func (r *runner) run(env *environment) (err error) {
 	if err != nil {
 		return ours(err)
 	}
+	r.parting()
 	return exitError{code: code}
 }
 

@@ -32,6 +32,7 @@ func (g *gate) answer(s *control.Server) {
 	s.Handle("explain", func(_ context.Context, q url.Values) (any, error) {
 		return answerExplain(g.engine.Policy(), g.fence.Contents(), g.pinned, q, g.env.now())
 	})
+	s.Handle("suggest", func(context.Context, url.Values) (any, error) { return g.suggestion(), nil })
 	s.Stream("watch", g.watch)
 }
 

@@ -66,12 +66,30 @@ func (s setting) variable() string {
 	return "EXITGATE_" + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
 }
 
+// settingMark is on the flags that are settings. A command may have one of the same name that is not: --audit of suggest
+// names a file to read.
+const settingMark = "setting"
+
+// lookup returns the setting's flag, or nil where a command's own hides it.
+func (s setting) lookup(flags *pflag.FlagSet) *pflag.Flag {
+	if f := flags.Lookup(s.flag()); f != nil && f.Annotations[settingMark] != nil {
+		return f
+	}
+	return nil
+}
+
+func (s setting) changed(flags *pflag.FlagSet) bool {
+	f := s.lookup(flags)
+	return f != nil && f.Changed
+}
+
 // addSettings makes a flag of each setting. All of them are strings: what text is accepted is the same on every road.
 func addSettings(flags *pflag.FlagSet) {
 	for _, s := range settingTable {
 		flags.String(s.flag(), "", s.help)
 		f := flags.Lookup(s.flag())
 		f.DefValue = s.standard
+		f.Annotations = map[string][]string{settingMark: {s.key}}
 		if s.standard == "true" || s.standard == "false" {
 			f.NoOptDefVal = "true"
 		}
@@ -92,7 +110,7 @@ func (env *environment) readSettings(flags *pflag.FlagSet) (*settings, error) {
 		if text := env.getenv(s.variable()); text != "" {
 			variables[s.key] = text
 		}
-		if f := flags.Lookup(s.flag()); f != nil {
+		if f := s.lookup(flags); f != nil {
 			_ = v.BindPFlag(s.key, f)
 		}
 	}
@@ -103,7 +121,7 @@ func (env *environment) readSettings(flags *pflag.FlagSet) (*settings, error) {
 	out := &settings{chosen: make(map[string]bool)}
 	for _, s := range settingTable {
 		text := v.GetString(s.key)
-		out.chosen[s.key] = v.InConfig(s.key) || flags.Changed(s.flag())
+		out.chosen[s.key] = v.InConfig(s.key) || s.changed(flags)
 		if text == "" {
 			continue
 		}
@@ -120,7 +138,7 @@ func (env *environment) readSettings(flags *pflag.FlagSet) (*settings, error) {
 // origin names where a setting's text came from, for a message.
 func (s setting) origin(env *environment, flags *pflag.FlagSet) string {
 	switch {
-	case flags.Changed(s.flag()):
+	case s.changed(flags):
 		return "--" + s.flag()
 	case env.getenv(s.variable()) != "":
 		return s.variable()
