@@ -39,7 +39,7 @@ func (b *bench) pin() error {
 	for i := range names {
 		var took [2]time.Duration
 		for k := range took {
-			r := box.Agent().Do(prober.Probe{Op: "connect", Address: "127.0.0.1:8080", Tunnel: fmt.Sprintf("w%d.pin.example.com:443", i)})
+			r := box.Agent().Do(prober.Probe{Op: "connect", Address: listener, Tunnel: fmt.Sprintf("w%d.pin.example.com:443", i)})
 			if !r.OK() {
 				return fmt.Errorf("CONNECT: %s %s", r, r.Data)
 			}

@@ -112,7 +112,7 @@ func resolved(box *rig.Box, n int) error {
 // cut starts a busy connection, replaces the policy, sends SIGHUP and waits for the connection's end.
 func cut(box *rig.Box, policy string) (time.Duration, error) {
 	host := "cut.example.com"
-	flow := box.Agent().Start(prober.Probe{Op: "hold", Address: "127.0.0.1:8080", Tunnel: host + ":443", ServerName: host, Every: time.Millisecond,
+	flow := box.Agent().Start(prober.Probe{Op: "hold", Address: listener, Tunnel: host + ":443", ServerName: host, Every: time.Millisecond,
 		Timeout: time.Minute, Data: []byte("GET /status/204 HTTP/1.1\r\nHost: " + host + "\r\n\r\n")})
 	if r, ok := <-flow; !ok || !r.OK() {
 		return 0, fmt.Errorf("the connection did not come up: %s", r)

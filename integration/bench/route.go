@@ -11,6 +11,7 @@ import (
 const (
 	upstreamName = "api.example.com"
 	credential   = "sk-FAKE-bench-0123456789abcdef"
+	listener     = "127.0.0.1:8080"
 )
 
 const routePolicy = `version: 1
@@ -35,6 +36,7 @@ type candidate struct {
 	name  string
 	box   *rig.Box
 	probe prober.Probe // address and TLS
+	host  string
 }
 
 // route compares the route by exitgate with going direct and with the standard library's bare reverse proxy.
@@ -74,7 +76,7 @@ func (b *bench) candidates(w *rig.World, up *rig.Upstream) ([]candidate, error) 
 	}
 	bare, err := rig.Start(with(rig.Config{World: w, Hosts: hosts}, func(c *rig.Config) {
 		c.Plain, c.Serve = true, true
-		c.Args = []string{"/bin/sh", "-c", rig.ProberPath + " reverse 127.0.0.1:8080 https://" + upstreamName + " 'Bearer " + credential + "' & exec " + rig.ProberPath + " serve"}
+		c.Args = []string{"/bin/sh", "-c", rig.ProberPath + " reverse " + listener + " https://" + upstreamName + " 'Bearer " + credential + "' & exec " + rig.ProberPath + " serve"}
 	}))
 	if err != nil {
 		return nil, err
@@ -85,9 +87,9 @@ func (b *bench) candidates(w *rig.World, up *rig.Upstream) ([]candidate, error) 
 		return nil, err
 	}
 	all := []candidate{
-		{"direct", direct, prober.Probe{Address: up.Addr4.String() + ":443", ServerName: upstreamName}},
-		{"Go, ReverseProxy", bare, prober.Probe{Address: "127.0.0.1:8080"}},
-		{"exitgate", gate, prober.Probe{Address: "127.0.0.1:8080"}},
+		{"direct", direct, prober.Probe{Address: up.Addr4.String() + ":443", ServerName: upstreamName}, upstreamName},
+		{"Go, ReverseProxy", bare, prober.Probe{Address: listener}, listener},
+		{"exitgate", gate, prober.Probe{Address: listener}, listener},
 	}
 	for _, c := range all {
 		if err := c.box.Agent().Ready(time.Minute); err != nil {
@@ -120,7 +122,7 @@ func (c candidate) answers() error {
 
 func (c candidate) request(op, target string) prober.Probe {
 	p := c.probe
-	p.Op, p.Data = op, []byte("GET "+target+" HTTP/1.1\r\nHost: "+upstreamName+"\r\n\r\n")
+	p.Op, p.Data = op, []byte("GET "+target+" HTTP/1.1\r\nHost: "+c.host+"\r\n\r\n")
 	return p
 }
 
@@ -130,7 +132,7 @@ func (b *bench) requests(all []candidate, conns int) error {
 	for range b.rounds {
 		for i, c := range all {
 			p := c.request("load", "/big?n=1024")
-			p.Connections, p.Timeout = conns, time.Second
+			p.Connections, p.Every, p.Timeout = conns, 300*time.Millisecond, time.Second
 			r := c.box.Agent().Do(p)
 			if !r.OK() || r.Quantiles == nil {
 				return fmt.Errorf("%s: %s", c.name, r)
@@ -150,7 +152,7 @@ func (b *bench) events(all []candidate, streams, ms int) error {
 	for range b.rounds {
 		for i, c := range all {
 			p := c.request("streams", fmt.Sprintf("/events?n=0&ms=%d", ms))
-			p.Connections, p.Timeout = streams, 2*time.Second
+			p.Connections, p.Every, p.Timeout = streams, time.Second+time.Duration(streams)*2*time.Millisecond, 2*time.Second
 			r := c.box.Agent().Do(p)
 			if !r.OK() || r.Quantiles == nil {
 				return fmt.Errorf("%s: %s", c.name, r)

@@ -27,22 +27,23 @@ func quantiles(samples []time.Duration) *Quantiles {
 }
 
 // gather runs f on several connections at once and collects their samples. The first failure is the result's.
-func gather(p Probe, f func(*road, time.Time) ([]time.Duration, error)) (r Result) {
+func gather(p Probe, f func(rd *road, warm, until time.Time) ([]time.Duration, error)) (r Result) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	var samples []time.Duration
-	until := time.Now().Add(p.Timeout)
+	warm := time.Now().Add(p.Every) // until all connections are up and caches are filled
+	until := warm.Add(p.Timeout)
 	for range max(p.Connections, 1) {
 		all.Go(func() {
 			var mine Result
 			q := p
-			q.Timeout += 10 * time.Second // for the connection; the measurement ends by itself
+			q.Timeout += p.Every + 10*time.Second // for the connection; the measurement ends by itself
 			rd, ok := open(q, &mine)
 			var got []time.Duration
 			if ok {
 				defer rd.Close()
 				var err error
-				if got, err = f(rd, until); err != nil {
+				if got, err = f(rd, warm, until); err != nil {
 					mine.fail("load", err)
 				}
 			}
@@ -63,7 +64,7 @@ func gather(p Probe, f func(*road, time.Time) ([]time.Duration, error)) (r Resul
 func load(p Probe, _ emit) Result {
 	method, _, _ := bytes.Cut(p.Data, []byte(" "))
 	req := &http.Request{Method: string(method)}
-	return gather(p, func(rd *road, until time.Time) (got []time.Duration, err error) {
+	return gather(p, func(rd *road, warm, until time.Time) (got []time.Duration, err error) {
 		for begin := time.Now(); begin.Before(until); begin = time.Now() {
 			if _, err := rd.Write(p.Data); err != nil {
 				return got, err
@@ -75,7 +76,9 @@ func load(p Probe, _ emit) Result {
 			if _, err := io.Copy(io.Discard, res.Body); err != nil {
 				return got, err
 			}
-			got = append(got, time.Since(begin))
+			if begin.After(warm) {
+				got = append(got, time.Since(begin))
+			}
 		}
 		return got, nil
 	})
@@ -83,7 +86,7 @@ func load(p Probe, _ emit) Result {
 
 // streams reads events that carry the time of their sending ("sent":NANOSECONDS); a sample is the time from there to here.
 func streams(p Probe, _ emit) Result {
-	return gather(p, func(rd *road, until time.Time) (got []time.Duration, err error) {
+	return gather(p, func(rd *road, warm, until time.Time) (got []time.Duration, err error) {
 		if _, err := rd.Write(p.Data); err != nil {
 			return nil, err
 		}
@@ -102,9 +105,9 @@ func streams(p Probe, _ emit) Result {
 			if !ok {
 				continue
 			}
-			now := time.Now().UnixNano()
-			if sent, err := strconv.ParseInt(string(bytes.TrimRight(rest, "}\n")), 10, 64); err == nil {
-				got = append(got, time.Duration(now-sent))
+			now := time.Now()
+			if sent, err := strconv.ParseInt(string(bytes.TrimRight(rest, "}\n")), 10, 64); err == nil && now.After(warm) {
+				got = append(got, time.Duration(now.UnixNano()-sent))
 			}
 		}
 		return got, nil

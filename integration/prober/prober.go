@@ -20,7 +20,7 @@
 //	shell                          Data as a script for /bin/sh
 //	flood                          connects, sends or listens (Network tcp, udp, listen) at each of Addresses in turn until Timeout, and
 //	                               counts outcomes by address and errno
-//	load, streams                  repeat a request, or read server-sent events, on Connections until Timeout; quantiles
+//	load, streams                  repeat a request, or read server-sent events, on Connections for Timeout after Every to warm up; quantiles
 //
 // What it does not do: it judges nothing, and depends on no program or library of the box.
 package prober

@@ -2,6 +2,7 @@ package rig
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,6 +53,7 @@ type Config struct {
 	NoNewPrivs   bool            // as by --security-opt no-new-privileges
 	NoNetfilter  bool            // a kernel without nf_tables, as far as the box can tell
 	Terminal     bool            // a pty as standard streams
+	Fenced       bool            // report the first change of the ruleset
 	Resolv       string          // contents of /etc/resolv.conf; default: the world's DNS server
 	Hosts        string          // added to /etc/hosts
 	Plain        bool            // Args is the whole command line, and the program under test is not started by itself
@@ -64,7 +66,8 @@ type Box struct {
 	Stdout, Stderr *Stream
 	Terminal       *Terminal // nil without one
 	Wire           *Wire
-	Started        time.Time // when the init stage gave way to PID 1
+	Started        time.Time        // when the init stage gave way to PID 1
+	Fenced         <-chan time.Time // when the box's ruleset was there; nil unless asked for
 
 	cfg     Config
 	root    string
@@ -143,6 +146,11 @@ func (b *Box) start() error {
 	if b.capture, err = newCapture(b.Wire.index); err != nil {
 		return err
 	}
+	if b.cfg.Fenced {
+		if b.Fenced, err = watchRuleset(b.PID); err != nil {
+			return err
+		}
+	}
 	if err := json.NewEncoder(give).Encode(b.orders(own)); err != nil {
 		return err
 	}
@@ -152,11 +160,12 @@ func (b *Box) start() error {
 			return err
 		}
 	}
-	// The other end closes when the init stage executes the program, or ends.
-	if _, err := here.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("wait for the box's init stage: %w", err)
+	// The other end says when, and closes when the init stage executes the program, or ends.
+	word, err := io.ReadAll(here)
+	if err != nil || len(word) != 8 {
+		return fmt.Errorf("the box's init stage failed (%v): %s", err, b.Stderr)
 	}
-	b.Started = time.Now()
+	b.Started = time.Unix(0, int64(binary.BigEndian.Uint64(word)))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +78,10 @@ func runStage() error {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return err
 		}
+	}
+	// The last word before the program's first: when it was started.
+	if _, err := unix.Write(4, binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
+		return fmt.Errorf("report the start: %w", err)
 	}
 	return fmt.Errorf("exec %s: %w", s.Argv[0], unix.Exec(s.Argv[0], s.Argv, s.Env))
 }

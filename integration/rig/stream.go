@@ -57,8 +57,13 @@ func (s *Stream) Lines() []string {
 	return append([]string(nil), s.lines...)
 }
 
-// String is what was written so far, as one text.
-func (s *Stream) String() string { return strings.Join(s.Lines(), "\n") }
+// String is what was written so far, as one text. A box with a terminal has no streams.
+func (s *Stream) String() string {
+	if s == nil {
+		return ""
+	}
+	return strings.Join(s.Lines(), "\n")
+}
 
 // Errors of Wait.
 var (
