@@ -24,8 +24,8 @@ type Listener struct {
 	Addr netip.AddrPort
 }
 
-// Contents is what every mutable set of the table holds. The ports of Listeners
-// fill one more set, which is derived and never given.
+// Contents is what every mutable set of the table holds. The ports and the uids
+// of Listeners fill two more sets, which are derived and never given.
 type Contents struct {
 	Listeners    []Listener
 	Egress       []Endpoint   // where root's sockets may go

@@ -159,21 +159,20 @@ func TestParseElementRefuses(t *testing.T) {
 }
 
 // Two listeners may share a port; the port leaves with the last of them.
-func TestListenerPortsFollowListeners(t *testing.T) {
+func TestDerivedSetsFollowListeners(t *testing.T) {
 	a := Contents{Listeners: []Listener{{1000, netip.MustParseAddrPort("127.0.0.1:8080")}}}
-	b := Contents{Listeners: []Listener{{1001, netip.MustParseAddrPort("127.0.0.2:8080")}}}
+	b := Contents{Listeners: []Listener{{1001, netip.MustParseAddrPort("[::1]:8080")}}}
 	m := newMembers(nil)
-	ports := func() int { return len(m[setIndex[setListenerPorts]]) }
 	for i, step := range []struct {
-		r    request
-		want int
+		r             request
+		ports, agents int
 	}{
-		{request{add: a.base()}, 1}, {request{add: b.base()}, 1}, {request{del: a.base()}, 1},
-		{request{add: a.base(), del: b.base()}, 1}, {request{del: a.base()}, 0},
+		{request{add: a.base()}, 1, 1}, {request{add: b.base()}, 1, 2}, {request{del: a.base()}, 1, 1},
+		{request{add: a.base(), del: b.base()}, 1, 1}, {request{del: a.base()}, 0, 0},
 	} {
 		m.change(m.plan([]*request{&step.r}))
-		if got := ports(); got != step.want {
-			t.Errorf("step %d: %d listener ports, want %d", i, got, step.want)
+		if p, a := len(m[setIndex[setListenerPorts]]), len(m[setIndex[setAgents]]); p != step.ports || a != step.agents {
+			t.Errorf("step %d: %d listener ports and %d agents, want %d and %d", i, p, a, step.ports, step.agents)
 		}
 	}
 }

@@ -88,7 +88,7 @@ func resolverElement(a netip.Addr) element {
 	return newElement(setResolvers4, a.AsSlice())
 }
 
-// base is every element of c but those of listener_ports, which are derived. It
+// base is every element of c but those that are derived. It
 // does not sort, for a large change's sake, and may have one twice.
 func (c Contents) base() []element {
 	out := make([]element, 0, c.Len()+len(c.OwnLoopback))
@@ -130,23 +130,29 @@ func appendPorts(out []element, set string, ports []uint16) []element {
 // elements is every element of c.
 func (c Contents) elements() []element {
 	out := c.base()
-	ports := make(map[element]struct{})
-	for _, e := range out {
+	return append(out, derived(out)...)
+}
+
+// derived is what a list of elements makes necessary in the sets that are not
+// given: the ports and uids of listeners, each once.
+func derived(es []element) []element {
+	seen := make(map[element]struct{})
+	for _, e := range es {
 		if e.isListener() {
-			ports[listenerPort(e)] = struct{}{}
+			n := record.Sets[e.set].keyLen()
+			seen[newElement(setListenerPorts, e.key[n-4:n-2])] = struct{}{}
+			seen[newElement(setAgents, e.key[:4])] = struct{}{}
 		}
 	}
-	return slices.AppendSeq(out, maps.Keys(ports))
+	return slices.Collect(maps.Keys(seen))
 }
 
 func (e element) isListener() bool {
 	return e.set == setIndex[setListeners4] || e.set == setIndex[setListeners6]
 }
 
-// listenerPort is the element of listener_ports for a listener.
-func listenerPort(e element) element {
-	n := record.Sets[e.set].keyLen()
-	return newElement(setListenerPorts, e.key[n-4:n-2])
+func (e element) isDerived() bool {
+	return e.set == setIndex[setListenerPorts] || e.set == setIndex[setAgents]
 }
 
 // contentsOf is the inverse of elements.

@@ -67,14 +67,11 @@ type Verdict struct {
 	Chain, Rule string   // Rule is nft text; "policy drop" where no rule decided
 	Counters    []string // named counters the packet was added to
 	Mark        uint32   // the flow's conntrack mark afterwards
-	TCPFlags    uint8    // the packet's flags afterwards: deny_synack turns a SYN-ACK into a reset
+	Rewritten   bool     // the packet goes on as a reset of the connection it was to accept
 }
 
 // Allowed says whether the packet goes on as it was sent.
-func (v Verdict) Allowed() bool { return v.Action == Accept && !v.Rewritten() }
-
-// Rewritten says whether the packet goes on as a reset of the connection it was to accept.
-func (v Verdict) Rewritten() bool { return v.Action == Accept && v.Chain == "deny_synack" }
+func (v Verdict) Allowed() bool { return v.Action == Accept && !v.Rewritten }
 
 // Evaluate runs a packet through the ruleset with these contents, as the kernel
 // would. It keeps no state between packets: what conntrack knows is in p.
@@ -89,15 +86,20 @@ type evaluator struct {
 }
 
 func newEvaluator(rs *Ruleset, c Contents) *evaluator {
-	ev := &evaluator{rules: rs, sets: make(map[string]map[string][]byte, len(rs.Sets))}
-	for _, e := range c.elements() {
-		s := rs.Sets[e.set]
-		if ev.sets[s.Name] == nil {
-			ev.sets[s.Name] = make(map[string][]byte)
-		}
+	ev := &evaluator{rules: rs}
+	ev.fill(c.elements())
+	return ev
+}
+
+func (ev *evaluator) fill(elements []element) {
+	ev.sets = make(map[string]map[string][]byte, len(record.Sets))
+	for _, s := range record.Sets {
+		ev.sets[s.Name] = make(map[string][]byte)
+	}
+	for _, e := range elements {
+		s := record.Sets[e.set]
 		ev.sets[s.Name][string(e.keyBytes(s))] = e.value[:]
 	}
-	return ev
 }
 
 // evaluation is one packet's way through the chains.
@@ -127,7 +129,7 @@ func when(ok bool) outcome {
 // run goes through the base chain of the packet's hook. No base chain: accept.
 func (ev *evaluator) run(p Packet) Verdict {
 	p = p.normal()
-	e := &evaluation{evaluator: ev, packet: p, verdict: Verdict{Mark: p.Mark, TCPFlags: p.TCPFlags}}
+	e := &evaluation{evaluator: ev, packet: p, verdict: Verdict{Mark: p.Mark}}
 	var base *Chain
 	for i := range ev.rules.Chains {
 		if ev.rules.Chains[i].Hook == p.Hook {

@@ -244,3 +244,67 @@ func TestHolePoisonedMark(t *testing.T) {
 		t.Error("without the rule's mark nothing changed: the test proves nothing")
 	}
 }
+
+// What root opens on loopback (a resolver there, an upstream) is not an agent's
+// to answer: whoever may bind the port when its server is gone would receive
+// credentials, or tell the proxy which addresses a name has.
+func TestHoleImpostor(t *testing.T) {
+	t.Parallel()
+	c := usual()
+	c.addResolver(netip.MustParseAddrPort("127.0.0.53:53"))
+	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
+	f := newFence(t, c)
+	udp, tcp := f.agent.socket("udp4", "127.0.0.53:53"), f.agent.listen("127.0.0.1:9000")
+	before := func(rs *Ruleset) {
+		lo := rs.chain("lo_reply")
+		for i, r := range lo.Rules {
+			if r.String() == "ct mark 0x00000000 ct state established meta skuid != @agents accept" {
+				lo.Rules[i] = rule(markIs(0), state("established"), accept)
+				return
+			}
+		}
+		t.Fatal("no such rule")
+	}
+	t.Run("resolver", func(t *testing.T) {
+		f := *f
+		f.t = t
+		f.hole(before, func() bool {
+			fd := f.root.socket("udp4", "")
+			defer f.root.do(call{Op: "close", FD: fd})
+			f.root.must(call{Op: "connect", FD: fd, Addr: "127.0.0.53:53"})
+			f.root.must(call{Op: "send", FD: fd, Data: []byte("question")})
+			q := f.agent.must(call{Op: "recv", FD: udp, N: 100})
+			f.agent.do(call{Op: "sendto", FD: udp, Addr: q.Addr, Data: []byte("lie")})
+			return string(f.root.do(call{Op: "recv", FD: fd, N: 100}).Data) == "lie"
+		})
+	})
+	upstream := func() bool {
+		fd, a := f.root.dial("tcp4", "127.0.0.1:9000")
+		defer f.root.do(call{Op: "abort", FD: fd})
+		if a.Err != "" {
+			return false
+		}
+		f.root.must(call{Op: "send", FD: fd, Data: []byte("sk-ant-api03-FAKE")})
+		peer := f.accept(f.agent, tcp, f.root, fd)
+		return len(f.agent.do(call{Op: "recv", FD: peer, N: 100}).Data) > 0
+	}
+	for _, cookies := range []string{"1", "2"} {
+		t.Run("upstream, tcp_syncookies "+cookies, func(t *testing.T) {
+			f := *f
+			f.t = t
+			f.box.Sysctl("net.ipv4.tcp_syncookies", cookies)
+			f.hole(before, upstream)
+		})
+	}
+	// A server that is no agent's may answer, and an agent's may where root is to check it.
+	f.box.Sysctl("net.ipv4.tcp_syncookies", "1")
+	newProber(t, f.box, 101).listen("127.0.0.1:9001")
+	f.update(Contents{Egress: []Endpoint{{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9001}}}, Contents{})
+	if a := f.root.try("tcp4", "127.0.0.1:9001"); a.Err != "" {
+		t.Errorf("another service: %s", a.Err)
+	}
+	f.update(Contents{RootLoopback: []uint16{9000}}, Contents{})
+	if !upstream() {
+		t.Error("an agent's server did not answer root's check")
+	}
+}

@@ -49,7 +49,7 @@ func (m members) list() []element {
 
 // plan is the least change that carries out the requests in their order: each
 // one's deletions, then its additions. What is there is not added, what is not
-// there is not deleted, and the ports of listeners follow the listeners.
+// there is not deleted, and the derived sets follow the listeners.
 func (m members) plan(rs []*request) (add, del []element) {
 	n := 0
 	for _, r := range rs {
@@ -72,39 +72,35 @@ func (m members) plan(rs []*request) (add, del []element) {
 			del = append(del, e)
 		}
 	}
-	ports, gone := m.planPorts(add, del)
-	return append(add, ports...), append(del, gone...)
+	more, less := m.planDerived(add, del)
+	return append(add, more...), append(del, less...)
 }
 
-// planPorts derives the change of listener_ports from that of the listeners.
-// There are few listeners, and they change with a reload only.
-func (m members) planPorts(add, del []element) (addPorts, delPorts []element) {
+// planDerived is the change of the derived sets that follows from that of the
+// listeners. There are few of them, and they change with a reload only.
+func (m members) planDerived(add, del []element) (more, less []element) {
 	if !slices.ContainsFunc(add, element.isListener) && !slices.ContainsFunc(del, element.isListener) {
 		return nil, nil
 	}
-	after := newMembers(nil)
+	listeners := newMembers(nil)
 	for _, set := range []string{setListeners4, setListeners6} {
-		maps.Copy(after[setIndex[set]], m[setIndex[set]])
+		maps.Copy(listeners[setIndex[set]], m[setIndex[set]])
 	}
-	after.change(add, del)
-	want := newMembers(nil)
-	for _, e := range after.list() {
-		if e.isListener() {
-			want.change([]element{listenerPort(e)}, nil)
+	listeners.change(add, del)
+	want := newMembers(derived(listeners.list()))
+	for _, set := range []string{setListenerPorts, setAgents} {
+		for e := range want[setIndex[set]] {
+			if !m.has(e) {
+				more = append(more, e)
+			}
+		}
+		for e := range m[setIndex[set]] {
+			if !want.has(e) {
+				less = append(less, e)
+			}
 		}
 	}
-	ports := setIndex[setListenerPorts]
-	for e := range want[ports] {
-		if !m.has(e) {
-			addPorts = append(addPorts, e)
-		}
-	}
-	for e := range m[ports] {
-		if !want.has(e) {
-			delPorts = append(delPorts, e)
-		}
-	}
-	return addPorts, delPorts
+	return more, less
 }
 
 // room refuses what the kernel would refuse as ENFILE, by the set's name.

@@ -109,6 +109,11 @@ func (c call) do() (answer, error) {
 		return answer{N: n, Data: buf[:max(n, 0)], Addr: sockaddrText(from)}, err
 	case "close":
 		return answer{}, unix.Close(c.FD)
+	case "try":
+		return answer{}, c.try()
+	case "serve":
+		fd, err := c.serve()
+		return answer{FD: fd}, err
 	case "abort":
 		return answer{}, errors.Join(unix.SetsockoptLinger(c.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), unix.Close(c.FD))
 	case "setsockopt":
@@ -151,6 +156,45 @@ func (c call) socket() (int, error) {
 	}
 	setTimeouts(fd)
 	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+}
+
+// try connects a new socket, sends a datagram where it is of that kind (connecting
+// one sends nothing), and closes.
+func (c call) try() error {
+	fd, err := c.socket()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	c.FD = fd
+	if strings.HasPrefix(c.Net, "ping") {
+		return unix.Sendto(fd, []byte{8, 0, 0, 0, 0, 1, 0, 1}, 0, c.sockaddr())
+	}
+	if err = eintr(func() error { return unix.Connect(fd, c.sockaddr()) }); err == nil && strings.HasPrefix(c.Net, "udp") {
+		_, err = unix.Write(fd, []byte("x"))
+	}
+	return err
+}
+
+// serve accepts connections on an address, and closes them, for ever.
+func (c call) serve() (int, error) {
+	fd, err := c.socket()
+	if err == nil {
+		err = errors.Join(unix.Bind(fd, c.sockaddr()), unix.Listen(fd, 1000))
+	}
+	go func() {
+		for err == nil {
+			peer, _, aerr := unix.Accept(fd)
+			switch aerr {
+			case nil:
+				unix.Close(peer)
+			case unix.EAGAIN, unix.EINTR:
+			default:
+				return
+			}
+		}
+	}()
+	return fd, err
 }
 
 // patience bounds every call of a prober: a packet that was dropped shows as
@@ -313,14 +357,8 @@ func (p *prober) dial(network, remote string) (int, answer) {
 	return fd, p.do(call{Op: "connect", FD: fd, Addr: remote})
 }
 
-// try connects and closes, for the errno. A datagram is sent as well, since
-// connecting a datagram socket sends nothing.
+// try connects and closes, for the errno.
 func (p *prober) try(network, remote string) answer {
 	p.t.Helper()
-	fd, a := p.dial(network, remote)
-	if a.Err == "" && strings.HasPrefix(network, "udp") {
-		a = p.do(call{Op: "send", FD: fd, Data: []byte("x")})
-	}
-	p.do(call{Op: "close", FD: fd})
-	return a
+	return p.do(call{Op: "try", Net: network, Addr: remote})
 }

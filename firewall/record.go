@@ -20,6 +20,7 @@ const (
 	setOwnLoopback   = "own_loopback"
 	setLoopbackMark  = "loopback_mark"
 	setListenerPorts = "listener_ports"
+	setAgents        = "agents"
 	setRootLoopback  = "root_loopback"
 )
 
@@ -55,6 +56,7 @@ func recordSets() []Set {
 		{Name: setOwnLoopback, Key: []Field{metaSkuid, ctMark}, Size: 64, Note: "agent uid . its loopback mark, where policy says loopback: own"},
 		{Name: setLoopbackMark, Key: []Field{metaSkuid}, Value: ctMark, Size: 64},
 		{Name: setListenerPorts, Key: []Field{tcpDport}, Size: 64, Note: "the ports of listeners4 and listeners6"},
+		{Name: setAgents, Key: []Field{metaSkuid}, Size: 64, Note: "the uids of listeners4 and listeners6"},
 		{Name: setRootLoopback, Key: []Field{tcpDport}, Size: 64, Note: "loopback TCP ports root itself may reach"},
 	}
 }
@@ -128,7 +130,10 @@ func outLoChain() Chain {
 func loReplyChain() Chain {
 	return Chain{Name: "lo_reply", Note: "a SYN-ACK carries the uid of the listener: an agent's own loopback is its own", Rules: []Rule{
 		rule(markIs(0), in(setListenerPorts, tcpSport), uidNot(0), goTo("deny_synack")),
-		rule(markIs(0), state("established"), accept),
+		rule(markIs(0), in(setListenerPorts, tcpSport), state("established"), accept),
+		rule(markIs(0), in(setRootLoopback, tcpSport), state("established"), accept),
+		rule(markIs(0), state("established"), member{key: []Field{metaSkuid}, set: setAgents, not: true}, accept).
+			note("what else root opens on loopback is not an agent's to answer; a SYN-ACK without an owner (SYN cookie) might be one's"),
 		rule(state("established"), in(setOwnLoopback, metaSkuid, ctMark), accept),
 		rule(flags("syn | ack", "==", "syn | ack"), goTo("deny_synack")),
 		rule(match{field: metaSkuid, op: ">=", value: constant{"0", []byte{0, 0, 0, 0}}}, goTo("deny_agent")),

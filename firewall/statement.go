@@ -128,13 +128,20 @@ func (o oneOf) step(e *evaluation) outcome {
 	return breaks
 }
 
-// member looks a field, or a concatenation, up in a named set.
+// member looks a field, or a concatenation, up in a named set. Not: what is
+// there breaks, and so does what has no such field.
 type member struct {
 	key []Field
 	set string
+	not bool
 }
 
-func (m member) String() string { return joinFields(m.key) + " @" + m.set }
+func (m member) String() string {
+	if m.not {
+		return joinFields(m.key) + " != @" + m.set
+	}
+	return joinFields(m.key) + " @" + m.set
+}
 
 func joinFields(key []Field) string {
 	words := make([]string, len(key))
@@ -153,7 +160,7 @@ func (m member) build(b *builder) {
 		b.load(f, slot)
 		slot += f.slots()
 	}
-	b.emit(&expr.Lookup{SourceRegister: register, SetName: m.set})
+	b.emit(&expr.Lookup{SourceRegister: register, SetName: m.set, Invert: m.not})
 }
 
 func (m member) step(e *evaluation) outcome {
@@ -166,7 +173,7 @@ func (m member) step(e *evaluation) outcome {
 		key = append(key, pad(v)...)
 	}
 	_, ok := e.lookup(m.set, key)
-	return when(ok)
+	return when(ok != m.not)
 }
 
 // pad fills a field up to the 4-byte registers it takes in a concatenation.
@@ -306,6 +313,6 @@ func (s setFlags) step(e *evaluation) outcome {
 		return breaks
 	}
 	e.packet.TCPFlags = s.value.data[0]
-	e.verdict.TCPFlags = s.value.data[0]
+	e.verdict.Rewritten = s.value.data[0]&TCPRst != 0
 	return matches
 }

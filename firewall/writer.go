@@ -214,7 +214,7 @@ func (w *Writer) Sync(want Contents) error {
 	target := newMembers(want.elements())
 	r := &request{add: want.base()}
 	for _, e := range w.have.list() {
-		if !target.has(e) && e.set != setIndex[setListenerPorts] {
+		if !target.has(e) && !e.isDerived() {
 			r.del = append(r.del, e)
 		}
 	}
