@@ -26,6 +26,7 @@ type gate struct {
 	env        *environment
 	settings   *settings
 	mode       string
+	place      place
 	supervisor *supervise.Supervisor
 	fence      *firewall.Writer
 	engine     *engine.Engine
@@ -37,8 +38,8 @@ type gate struct {
 // lockdown closes the namespace: the whole ruleset with empty sets, in one batch, read back. Nothing slow comes before
 // it, and the netlink connection is the first descriptor that this process opens (google/nftables reads it with
 // select(2), which fails from descriptor 1024 on).
-func lockdown() (*firewall.Writer, error) {
-	kernel, err := firewall.OpenNetlink()
+func (g *gate) lockdown() (*firewall.Writer, error) {
+	kernel, err := within(g.place, firewall.OpenNetlink)
 	if err != nil {
 		return nil, err
 	}
@@ -59,19 +60,21 @@ func (g *gate) newEngine() *engine.Engine {
 		Secrets:    secrets.Options{Output: g.helper, Log: g.logf, Environ: g.env.environ},
 		Audit:      g.audit.Write,
 		Spawn:      g.spawnProxy,
-		Listen:     listen,
+		Listen:     g.listen,
+		Holder:     g.holder,
 		Caller:     g.caller(),
 		Log:        g.logf,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
 		Follow:     g.settings.Watch,
 		Drift:      g.settings.DriftInterval,
+		DirectDial: g.place.elsewhere(),
 	})
 }
 
 // caller finds who is at the far end of an agent's connection. A kernel without sock_diag leaves it unknown.
 func (g *gate) caller() func(client, server netip.AddrPort, a policy.Agent) (int, string) {
-	finder, err := caller.New()
+	finder, err := within(g.place, caller.New)
 	if err != nil {
 		g.logf("the audit will not name processes: %v", err)
 		return nil
@@ -86,15 +89,26 @@ func (g *gate) helper(ctx context.Context, argv, env []string, max int) ([]byte,
 	return supervise.Output(ctx, g.supervisor, argv, env, max)
 }
 
-// listen opens an agent's listener in this namespace: its loopback address, or where addr is not valid its unix socket,
-// which anybody may connect to since SO_PEERCRED decides.
-func listen(a policy.Agent, addr netip.AddrPort) (net.Listener, error) {
+// listen opens an agent's listener in the fenced namespace: its loopback address, or where addr is not valid its unix
+// socket, which anybody may connect to since SO_PEERCRED decides.
+func (g *gate) listen(a policy.Agent, addr netip.AddrPort) (net.Listener, error) {
 	if !addr.IsValid() {
 		return listenUnix(a.Socket)
 	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	return lc.Listen(context.Background(), "tcp", addr.String())
+	return within(g.place, func() (net.Listener, error) {
+		return lc.Listen(context.Background(), "tcp", addr.String())
+	})
+}
+
+// holder says whose listener occupies an address in the fenced namespace.
+func (g *gate) holder(addr netip.AddrPort) string {
+	h, err := within(g.place, func() (caller.Holder, error) { return caller.FindHolder(addr) })
+	if err != nil {
+		return ""
+	}
+	return h.String()
 }
 
 func listenUnix(path string) (net.Listener, error) {

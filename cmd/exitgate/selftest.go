@@ -48,7 +48,7 @@ func (g *gate) selfTest(ctx context.Context, name string) (probe.Verdict, error)
 	if agent == nil {
 		return probe.Verdict{}, fmt.Errorf("the policy has no agent %q; it has %s", name, agentNames(g.engine.Policy()))
 	}
-	canaries, err := openCanaries()
+	canaries, err := within(g.place, openCanaries)
 	if err != nil {
 		return probe.Verdict{}, err
 	}
@@ -98,8 +98,10 @@ func (g *gate) attempt(ctx context.Context, agent *policy.Agent, tests []probe.T
 		return nil, err
 	}
 	defer words.Close()
-	child, err := g.supervisor.Start(supervise.Process{Name: "self-test", Path: selfExe, Argv: []string{"exitgate", "stage"},
-		Files: []*os.File{stdin, stdout, stderr, command}, Setsid: true})
+	child, err := within(g.place, func() (*supervise.Child, error) {
+		return g.supervisor.Start(supervise.Process{Name: "self-test", Path: selfExe, Argv: []string{"exitgate", "stage"},
+			Files: []*os.File{stdin, stdout, stderr, command}, Setsid: true})
+	})
 	stdout.Close()
 	stderr.Close()
 	if err != nil {

@@ -21,6 +21,9 @@ func (g *gate) answer(s *control.Server) {
 		return result, nil
 	})
 	s.Handle("command", func(_ context.Context, q url.Values) (any, error) {
+		if g.place.elsewhere() {
+			return nil, errNotHere
+		}
 		return g.command(q.Get("agent"), g.env.environ())
 	})
 	s.Handle("environment", func(_ context.Context, q url.Values) (any, error) {
