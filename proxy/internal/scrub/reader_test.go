@@ -54,7 +54,7 @@ func TestReaderSplits(t *testing.T) {
 			if want == in {
 				t.Fatalf("%s: not found at all", name)
 			}
-			for at := 1; at < len(in); at += 1 + rand.Intn(3) {
+			for at := 1; at < len(in); at += 1 + rand.Intn(8) {
 				if got, err := readAll(NewReader(split(in, at), set, mode)); got != want || err != nil {
 					t.Fatalf("%s, mode %v, cut at %d: %v\n%s", name, mode, at, err, got)
 				}

@@ -196,6 +196,9 @@ func TestManySecrets(t *testing.T) {
 	}
 	set = NewSet(keys...)
 	for i, key := range keys {
+		if i%4 > 0 {
+			continue
+		}
 		for name, form := range forms(string(key)) {
 			if i >= 30 && (name == "JSON" || name == "JSON in JSON" || strings.Contains(name, "quer")) {
 				continue // which replace what is not UTF-8, and write + for a blank
