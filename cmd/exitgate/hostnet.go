@@ -11,9 +11,15 @@ const initNetnsSysctl = "/proc/sys/net/core/netdev_max_backlog"
 
 // refuseHostNetwork keeps the fence out of the host's own namespace, where it would cut off everybody else.
 func refuseHostNetwork(insist bool) error {
-	if _, err := os.Stat(initNetnsSysctl); err != nil || insist {
+	if insist || !inHostNetwork() {
 		return nil
 	}
 	return errors.New("this is the host's own network namespace (--network host?), and the fence would cut off the whole host; " +
 		"use the engine's default network, or `exitgate run --isolate` on a plain host, or insist with --host-network")
+}
+
+// inHostNetwork reports whether the calling thread is in the initial network namespace; /proc/sys/net is that of whoever looks.
+func inHostNetwork() bool {
+	_, err := os.Stat(initNetnsSysctl)
+	return err == nil
 }

@@ -25,14 +25,10 @@ func (p place) do(f func() error) error {
 // elsewhere reports whether the fenced namespace is another than the process's own, from which the proxy dials then.
 func (p place) elsewhere() bool { return p.resident != nil }
 
-// enter makes another namespace the fenced one. lo has to be up for the listeners; an empty namespace has it down.
+// enter makes another namespace the fenced one.
 func enter(h *netns.Handle) (place, error) {
 	resident, err := netns.Settle(h)
-	if err != nil {
-		return place{}, err
-	}
-	p := place{resident}
-	return p, p.do(netns.RaiseLoopback)
+	return place{resident}, err
 }
 
 // within runs f in the fenced namespace and returns its value.

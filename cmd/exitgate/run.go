@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -41,51 +42,63 @@ func newRunCommand(env *environment) *cobra.Command {
 	return c
 }
 
-// runner is one `exitgate run`.
+// runner is one `exitgate run`, or attach.
 type runner struct {
 	gate
 	agent       string
 	argv        []string
 	hostNetwork bool
+	gone        <-chan struct{} // closed when there is nothing left to fence; nil: never
 }
 
-// run is the start order of the design: closed before anything slow, the agent last. Whatever fails before the agent
-// runs ends with code 125, and the namespace stays closed.
-func (r *runner) run(env *environment) (err error) {
-	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
-	r.env, r.settings, r.mode, r.lost = env, env.settings, "init", make(chan string, 1)
+// run fences this process's own namespace.
+func (r *runner) run(env *environment) error {
+	mode := "init"
 	if len(r.argv) == 0 {
-		r.mode = "sidecar"
+		mode = "sidecar"
 	}
-	if os.Geteuid() != 0 {
-		return ours(errors.New("exitgate run needs root: it programs the firewall and starts the agent as another uid; run the container as root (no --user)"))
+	if err := r.begin(env, mode); err != nil {
+		return ours(err)
 	}
 	if err := refuseHostNetwork(r.hostNetwork); err != nil {
 		return ours(err)
 	}
+	return r.guard()
+}
+
+// begin is for what every mode needs.
+func (r *runner) begin(env *environment, mode string) error {
+	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
+	r.env, r.settings, r.mode, r.lost = env, env.settings, mode, make(chan string, 1)
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("exitgate needs root in mode %s: it programs the firewall and starts processes as another uid; run it as root (in a container: no --user)", mode)
+	}
+	return nil
+}
+
+// guard is the start order of the design: closed before anything slow, the agent last. Whatever fails before the agent
+// runs ends with code 125, and the namespace stays closed.
+func (r *runner) guard() (err error) {
 	// Before anything else: an early HUP or TERM must find somebody who knows what it means.
 	r.supervisor = supervise.New(supervise.Options{Grace: r.settings.Grace, Hangup: r.hangup, Log: func(f string, a ...any) { r.logf(f, a...) }})
-	if r.fence, err = lockdown(); err != nil {
+	if r.fence, err = r.lockdown(); err != nil {
 		return ours(err)
 	}
 	if err := r.openLogs(len(r.argv) > 0 && r.onTerminal()); err != nil {
 		return ours(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	code, err := r.hold(ctx)
+	code, err := r.hold(context.Background())
 	r.audit.Close()
 	if err != nil {
 		return ours(err)
 	}
-	r.parting()
 	return exitError{code: code}
 }
 
 // hold starts the engine and the agent, and waits for the agent's end.
 func (r *runner) hold(ctx context.Context) (int, error) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	r.engine = r.newEngine()
 	defer r.drain()
 	if err := r.start(ctx); err != nil {
@@ -108,8 +121,18 @@ func (r *runner) hold(ctx context.Context) (int, error) {
 	}
 	r.engine.MarkReady()
 	go r.endWhenLost(ctx, stop)
-	return r.supervisor.Run(ctx, agent), nil
+	code := r.supervisor.Run(ctx, agent)
+	if err := context.Cause(ctx); agent == nil && errors.As(err, new(lostFence)) {
+		return 0, err
+	}
+	return code, nil
 }
+
+// lostFence is why a gate could not go on.
+type lostFence string
+
+// Error says it.
+func (l lostFence) Error() string { return string(l) }
 
 // start brings up all that the agent will need, control socket and metrics included. A signal ends it.
 func (r *runner) start(ctx context.Context) error {
@@ -128,6 +151,9 @@ func (r *runner) start(ctx context.Context) error {
 	}
 	if err := r.engine.Start(starting); err != nil {
 		return err
+	}
+	if p := r.engine.Policy(); r.place.elsewhere() && len(p.Root)+len(p.RootLoopback) > 0 {
+		r.logf("%s: `root` and `root_loopback` have no effect: root reaches nothing by itself in a namespace that is fenced from outside", p.File)
 	}
 	r.answer(server)
 	go server.Serve(ctx)
@@ -179,12 +205,15 @@ func (r *runner) drain() {
 	r.engine.Stop(ctx)
 }
 
-// endWhenLost ends the agent when the fence cannot be kept.
-func (r *runner) endWhenLost(ctx context.Context, stop context.CancelFunc) {
+// endWhenLost ends the gate, and its agent, when the fence cannot be kept or has nothing left to fence.
+func (r *runner) endWhenLost(ctx context.Context, stop context.CancelCauseFunc) {
 	select {
 	case why := <-r.lost:
 		r.logf("the agent has to end: %s", why)
-		stop()
+		stop(lostFence(why))
+	case <-r.gone:
+		r.logf("what was fenced has ended")
+		stop(nil)
 	case <-ctx.Done():
 	}
 }

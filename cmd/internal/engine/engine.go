@@ -41,6 +41,7 @@ type Options struct {
 	Audit      func(policy.Event)                                                        // never blocks
 	Spawn      func(guest *os.File) (Process, error)                                     // starts the proxy process with guest as its descriptor 3
 	Listen     func(policy.Agent, netip.AddrPort) (net.Listener, error)                  // in the fenced namespace
+	Holder     func(netip.AddrPort) string                                               // whose listener holds an address, for an error; "" unknown; may be nil
 	Caller     func(client, server netip.AddrPort, a policy.Agent) (pid int, exe string) // who is at the far end of a connection, for the audit; nil: unknown
 	Log        func(format string, args ...any)                                          //
 	Now        func() time.Time                                                          //

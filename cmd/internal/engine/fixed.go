@@ -63,12 +63,17 @@ func merge(a, b firewall.Contents) firewall.Contents {
 	return a
 }
 
-// contents compiles the fixed elements of p. Where the proxy dials from outside the fence no resolver belongs into it.
+// contents compiles the fixed elements of p. Where the proxy dials from outside the fence nothing that is root's
+// belongs into it.
 func (e *Engine) contents(p *policy.Policy, servers []netip.AddrPort) firewall.Contents {
 	if e.DirectDial {
 		servers = nil
 	}
-	return firewall.Compile(p, servers, nil)
+	c := firewall.Compile(p, servers, nil)
+	if e.DirectDial {
+		c.RootLoopback = nil
+	}
+	return c
 }
 
 // widen commits all that p allows and the sets lack, and lets the resolver answer for p as well as for the policy

@@ -68,13 +68,25 @@ func (e *Engine) openOne(p *policy.Policy, key listenerKey) (net.Listener, error
 	}
 	l, err := e.Listen(agent, addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s: agent %q cannot listen on %s: the port is taken; stop what holds it (`ss -ltnp`), or choose another `listen`",
-			agent.At, agent.Name, key.address)
+		return nil, fmt.Errorf("%s: agent %q cannot listen on %s: the port is taken%s; stop what holds it, or choose another `listen`",
+			agent.At, agent.Name, key.address, e.holder(addr))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: agent %q cannot listen on %s: %w", agent.At, agent.Name, key.address, err)
 	}
 	return l, nil
+}
+
+// holder says who has taken an address, as the rest of a sentence.
+func (e *Engine) holder(addr netip.AddrPort) string {
+	if e.Holder == nil {
+		return ""
+	}
+	who := e.Holder(addr)
+	if who == "" {
+		return ""
+	}
+	return " by " + who
 }
 
 // closeUnwanted closes what p has no use for.
