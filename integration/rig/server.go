@@ -2,7 +2,6 @@ package rig
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -73,7 +72,7 @@ func (w *World) HTTPS(name string, s Server) (*Upstream, error) {
 	if s.Handler == nil {
 		s.Handler = Standard()
 	}
-	u.server = &http.Server{Handler: u.record(s.Handler), ErrorLog: discardLog, BaseContext: func(net.Listener) context.Context { return context.Background() }}
+	u.server = &http.Server{Handler: u.record(s.Handler), ErrorLog: discardLog, TLSConfig: &tls.Config{GetCertificate: certificates(name, s, w.CA)}}
 	var addrs []netip.Addr
 	for _, a := range []netip.Addr{u.Addr4, u.Addr6} {
 		if !a.IsValid() {
@@ -84,27 +83,25 @@ func (w *World) HTTPS(name string, s Server) (*Upstream, error) {
 		if err != nil {
 			return nil, err
 		}
-		go u.serve(l, s, w.CA)
+		go u.serve(l, s)
 	}
 	w.onClose(u.server.Close)
 	w.DNS.Set(name, s.TTL, addrs...)
 	return u, nil
 }
 
-func (u *Upstream) serve(l net.Listener, s Server, ca *CA) {
-	if s.Plain {
+func (u *Upstream) serve(l net.Listener, s Server) {
+	switch {
+	case s.Plain:
 		u.server.Serve(recording{l, u})
-		return
-	}
-	conf := &tls.Config{GetCertificate: certificates(u.Name, s, ca)}
-	if s.H1 {
+	case s.H1:
 		// Behind a listener that is no *tls.Conn net/http speaks HTTP/1.1, and what it reads is the plaintext.
+		conf := u.server.TLSConfig.Clone()
 		conf.NextProtos = []string{"http/1.1"}
 		u.server.Serve(recording{tls.NewListener(l, conf), u})
-		return
+	default:
+		u.server.ServeTLS(l, "", "")
 	}
-	u.server.TLSConfig = conf
-	u.server.ServeTLS(l, "", "")
 }
 
 func certificates(own string, s Server, ca *CA) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
