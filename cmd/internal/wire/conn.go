@@ -57,20 +57,27 @@ type link struct {
 
 // write sends one message, with sockets beside its first byte.
 func (l *link) write(m *Message, sockets ...syscall.Conn) error {
-	body, err := json.Marshal(m)
-	if err != nil {
-		return err
+	frame := appendJSON(nil, m)
+	if len(sockets) == 0 {
+		return l.send(frame)
 	}
-	frame := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(body)))
-	frame = append(frame, body...)
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	if len(sockets) == 0 {
-		_, err = l.conn.Write(frame)
-		return err
-	}
 	return l.writeWithSockets(frame, sockets)
+}
+
+// appendJSON adds a message as a whole frame.
+func appendJSON(b []byte, m *Message) []byte {
+	body, _ := json.Marshal(m) // every field is plain data: it does not fail
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(body))), body...)
+}
+
+// send writes whole frames.
+func (l *link) send(frames []byte) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	_, err := l.conn.Write(frames)
+	return err
 }
 
 // writeWithSockets attaches the descriptors to the first four bytes, so that they are there before the body is read.

@@ -27,9 +27,10 @@ type Guest struct {
 	gone    chan struct{} // closed when the connection to PID 1 has ended
 }
 
-// queued is a message to write, or a mark: flushed is closed when all that was queued before it is written.
+// queued is an event or an Opened to write, or a mark: flushed is closed when all that was queued before it is written.
 type queued struct {
-	message *Message
+	event   *Event
+	opened  *Opened
 	flushed chan struct{}
 }
 
@@ -163,12 +164,12 @@ func (g *Guest) giveBack(q Resolve, p *Pinned) {
 
 // Audit queues one decision. When PID 1 falls behind by eventQueue lines, the request waits: nothing is decided unseen.
 func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
-	g.queue(queued{message: &Message{Event: &Event{Event: e, Conn: c}}})
+	g.queue(queued{event: &Event{Event: e, Conn: c}})
 }
 
 // Opened tells of an accepted connection, before any event of it.
 func (g *Guest) Opened(agent string, c proxy.Conn) {
-	g.queue(queued{message: &Message{Opened: &Opened{Agent: agent, Conn: c}}})
+	g.queue(queued{opened: &Opened{Agent: agent, Conn: c}})
 }
 
 // Flush returns when every event queued so far is written, or the connection has ended.
@@ -188,18 +189,40 @@ func (g *Guest) queue(q queued) {
 	}
 }
 
+// sendEvents writes what is queued, as many at a time as wait: under load one write carries many events.
 func (g *Guest) sendEvents() {
+	var batch []byte
 	for {
 		select {
 		case q := <-g.events:
-			if q.flushed != nil {
-				close(q.flushed)
-				continue
-			}
-			_ = g.link.write(q.message)
+			batch = g.gather(batch[:0], q)
 		case <-g.gone:
 			return
 		}
+	}
+}
+
+// batchSize is where a batch ends, in bytes.
+const batchSize = 32 << 10
+
+// gather writes q and what else is queued, and returns the buffer for the next time.
+func (g *Guest) gather(batch []byte, q queued) []byte {
+	for {
+		switch {
+		case q.event != nil:
+			batch = appendEvent(batch, q.event)
+		case q.opened != nil:
+			batch = appendJSON(batch, &Message{Opened: q.opened})
+		case q.flushed != nil:
+			_ = g.link.send(batch)
+			close(q.flushed)
+			return batch
+		}
+		if len(batch) >= batchSize || len(g.events) == 0 {
+			_ = g.link.send(batch)
+			return batch
+		}
+		q = <-g.events
 	}
 }
 

@@ -8,8 +8,8 @@
 //
 //	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
 //
-// Every frame is four bytes of length and a JSON object with exactly one message set. Listening sockets travel as
-// SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
+// Every frame is four bytes of length and a JSON object with exactly one message set; audit events, of which there is one
+// a request, have a binary form. Listening sockets travel as SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
 // and validated before it is used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
 //
 // Not done here: no decision about a name (the handler asks policy), no retry, and no life of the process itself.
@@ -41,7 +41,7 @@ type Message struct {
 	Done      *Done      `json:"done,omitempty"`
 	Refresh   *Refresh   `json:"refresh,omitempty"`
 	Opened    *Opened    `json:"opened,omitempty"`
-	Event     *Event     `json:"event,omitempty"`
+	Event     *Event     `json:"-"` // in a form of its own
 	Ping      *Ping      `json:"ping,omitempty"`
 	Drain     *Drain     `json:"drain,omitempty"`
 }
@@ -109,8 +109,8 @@ type Opened struct {
 
 // Event is one decision for the audit, with the connection that it was made on.
 type Event struct {
-	Event policy.Event `json:"event"`
-	Conn  proxy.Conn   `json:"conn"`
+	Event policy.Event
+	Conn  proxy.Conn
 }
 
 // Ping is sent by PID 1 and echoed: a proxy that is alive but stopped answers nothing.
@@ -123,13 +123,17 @@ type Drain struct{}
 
 // decode reads one frame's body and refuses what is not exactly one message.
 func decode(body []byte) (*Message, error) {
+	if len(body) > 0 && body[0] == eventTag {
+		e, err := parseEvent(body[1:])
+		return &Message{Event: e}, err
+	}
 	var m Message
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, errors.New("a frame is not a message")
 	}
 	set := 0
 	for _, there := range []bool{m.Configure != nil, m.Applied != nil, m.Resolve != nil, m.Pinned != nil, m.Done != nil,
-		m.Refresh != nil, m.Opened != nil, m.Event != nil, m.Ping != nil, m.Drain != nil} {
+		m.Refresh != nil, m.Opened != nil, m.Ping != nil, m.Drain != nil} {
 		if there {
 			set++
 		}

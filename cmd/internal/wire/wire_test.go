@@ -16,6 +16,8 @@ import (
 
 	"exitgate/policy"
 	"exitgate/proxy"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // desk is a Handler that answers from a table and remembers what is held.
@@ -215,6 +217,47 @@ func TestEventsKeepTheirOrder(t *testing.T) {
 	}
 }
 
+func TestEventForm(t *testing.T) {
+	e := Event{Event: policy.Event{Time: time.Unix(1790000000, 123456789), Event: "request", Agent: "claude", UID: 1000, PID: 7, Exe: "/bin/x", Method: "POST",
+		Host: "api.example.com", Port: 443, Path: "/v1", Rule: "route/a", Decision: "allow", Reason: "because", Status: 200, BytesIn: 1 << 40, BytesOut: 3,
+		Duration: 1500 * time.Microsecond, Upstream: "192.0.2.1:443", ID: "1-1", Generation: 9, Proto: "tcp", Address: "192.0.2.9",
+		Tokens: &policy.Tokens{Input: 1, Output: 2, CacheRead: 3, CacheCreation: 4}},
+		Conn: proxy.Conn{Local: netip.MustParseAddrPort("127.0.0.1:8080"), Remote: netip.MustParseAddrPort("[::1]:40000"), Peer: &proxy.Peer{PID: 5, UID: 6}}}
+	for _, want := range []Event{e, {Event: policy.Event{Time: time.Unix(0, 0)}}} {
+		got, err := parseEvent(appendEvent(nil, &want)[5:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Errorf("an event came back as another (-sent +got):\n%s", diff)
+		}
+	}
+	e.Event.Path = strings.Repeat("/\x00", 64<<10)
+	frame := appendEvent(nil, &e)
+	got, err := parseEvent(frame[5:])
+	if err != nil || len(frame) > maxFromGuest || len(got.Event.Path) != maxText {
+		t.Errorf("a path of 128 KiB: frame of %d bytes, %v", len(frame), err)
+	}
+}
+
+// Whatever a compromised proxy sends is an event or an error, and an event reads back as itself.
+func FuzzEvent(f *testing.F) {
+	f.Add(appendEvent(nil, &Event{Event: policy.Event{Event: "request", Tokens: &policy.Tokens{}}})[5:])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		e, err := parseEvent(body)
+		if err != nil {
+			return
+		}
+		again, err := parseEvent(appendEvent(nil, e)[5:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(e, again, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // What a compromised proxy could send ends the connection, and with it the process.
 func TestHostRefuses(t *testing.T) {
 	frame := func(body string) []byte {
@@ -228,6 +271,8 @@ func TestHostRefuses(t *testing.T) {
 		{"a policy of its own", frame(`{"configure":{"generation":7}}`), "only PID 1 may send"},
 		{"pins that it never had", frame(`{"done":{"host":"api.example.com","port":443,"addresses":["192.0.2.1"]}}`), "never had"},
 		{"two messages in one", frame(`{"refresh":{"credential":"a"},"drain":{}}`), "holds 2 messages"},
+		{"half an event", frame("\x01\x04connect"), "not an event"},
+		{"an event with a text over the limit", frame("\x01\xff\xff\xff\x7f"), "not an event"},
 		{"none", frame(`{}`), "holds 0 messages"},
 		{"no JSON", frame(`hello`), "not a message"},
 		{"a frame over the limit", binary.BigEndian.AppendUint32(nil, 1<<31), "over the limit"},
