@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,9 +55,18 @@ func (w *wishes) add(d Denied) {
 		w.host(d)
 	case e.Event == "request":
 		note(w.notes, fmt.Sprintf("route %q: add to its `allow`: %s %s", strings.TrimPrefix(e.Rule, "route/"), e.Method, e.Path), d)
-	case e.Event == "denied_packet":
-		note(w.notes, fmt.Sprintf("%s to %s went past the proxy: set HTTPS_PROXY for that program, or name the host it wants", e.Proto, endpoint(e)), d)
+	case e.Event == "denied_packet" && e.Agent != "":
+		note(w.notes, packetNote(e), d)
 	}
+}
+
+// packetNote is what to do about a packet that went past the proxy.
+func packetNote(e Event) string {
+	what := e.Proto + " to " + endpoint(e)
+	if a, err := netip.ParseAddr(e.Address); err == nil && a.IsLoopback() {
+		return what + ": only the listener is reachable there; `loopback: own` in the agent opens the ports of its own programs"
+	}
+	return what + " went past the proxy: set HTTPS_PROXY for that program, or name the host it wants"
 }
 
 // host adds a grant for a name; one that policy could not take becomes a note.
@@ -72,6 +82,8 @@ func (w *wishes) host(d Denied) {
 	case e.Event == "request":
 		x.ports[cmp.Or(e.Port, 80)] = true
 		x.methods[e.Method] = checkMethod(e.Method) == nil
+	case e.Event == "denied_lookup": // its port is the name server's
+		x.ports[443] = true
 	default:
 		x.ports[cmp.Or(e.Port, 443)] = true
 	}

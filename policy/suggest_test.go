@@ -9,12 +9,14 @@ import (
 func TestSuggest(t *testing.T) {
 	denied := []Denied{
 		{Event{Event: "connect", Decision: "deny", Host: "pypi.org", Port: 443, Exe: "/usr/bin/pip"}, 3},
-		{Event{Event: "denied_lookup", Decision: "deny", Host: "pypi.org", Exe: "/usr/bin/curl"}, 2},
+		{Event{Event: "denied_lookup", Decision: "deny", Host: "pypi.org", Port: 53, Exe: "/usr/bin/curl"}, 2},
 		{Event{Event: "connect", Decision: "deny", Host: "git.example.com", Port: 8443, Exe: "unknown"}, 1},
 		{Event{Event: "request", Decision: "deny", Rule: "default", Method: "GET", Host: "deb.example.org", Port: 80, Path: "/x"}, 2},
 		{Event{Event: "connect", Decision: "deny", Host: "statsig.anthropic.com", Port: 443, Exe: "/opt/claude"}, 14},
 		{Event{Event: "request", Decision: "deny", Rule: "route/anthropic", Method: "DELETE", Host: "api.anthropic.com", Port: 443, Path: "/v1/files\nroot: [x]"}, 1},
-		{Event{Event: "denied_packet", Decision: "deny", Proto: "udp", Address: "2001:db8::1", Port: 443}, 4},
+		{Event{Event: "denied_packet", Decision: "deny", Agent: "claude", Proto: "udp", Address: "2001:db8::1", Port: 443}, 4},
+		{Event{Event: "denied_packet", Decision: "deny", Agent: "claude", Proto: "tcp", Address: "127.0.0.1", Port: 22}, 1},
+		{Event{Event: "denied_packet", Decision: "deny", Proto: "icmpv6", Address: "ff02::16"}, 7},
 		{Event{Event: "request", Decision: "allow", Host: "never.example.com"}, 9},
 	}
 	want := `version: 1
@@ -25,6 +27,7 @@ egress:
 # known telemetry: host: statsig.anthropic.com # 14 times, by /opt/claude
 # udp to [2001:db8::1]:443 went past the proxy: set HTTPS_PROXY for that program, or name the host it wants # 4 times
 # route "anthropic": add to its ` + "`allow`" + `: DELETE /v1/files?root: [x] # once
+# tcp to 127.0.0.1:22: only the listener is reachable there; ` + "`loopback: own`" + ` in the agent opens the ports of its own programs # once
 `
 	got := Suggest(denied)
 	if got != want {

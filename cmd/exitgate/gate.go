@@ -52,6 +52,7 @@ func (g *gate) lockdown() (*firewall.Writer, error) {
 
 // newEngine wires the engine to the processes, files and namespaces of this machine.
 func (g *gate) newEngine() *engine.Engine {
+	find := g.finder()
 	return engine.New(engine.Options{
 		Mode:       g.mode,
 		PolicyFile: g.settings.Policy,
@@ -62,7 +63,13 @@ func (g *gate) newEngine() *engine.Engine {
 		Spawn:      g.spawnProxy,
 		Listen:     g.listen,
 		Holder:     g.holder,
-		Caller:     g.caller(),
+		Caller: func(client, server netip.AddrPort, a policy.Agent) (int, string) {
+			return find(caller.Tuple{Client: client, Server: server}, a)
+		},
+		Denied: g.denyLog(),
+		Sender: func(d firewall.Denied, a policy.Agent) (int, string) {
+			return find(caller.Tuple{Client: d.Src, Server: netip.AddrPortFrom(d.Addr, d.Port), UDP: d.Proto == unix.IPPROTO_UDP}, a)
+		},
 		Log:        g.logf,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
@@ -72,16 +79,30 @@ func (g *gate) newEngine() *engine.Engine {
 	})
 }
 
-// caller finds who is at the far end of an agent's connection. A kernel without sock_diag leaves it unknown.
-func (g *gate) caller() func(client, server netip.AddrPort, a policy.Agent) (int, string) {
+// finder answers who holds a socket of an agent's. A kernel without sock_diag leaves it unknown.
+func (g *gate) finder() func(caller.Tuple, policy.Agent) (int, string) {
 	finder, err := within(g.place, caller.New)
 	if err != nil {
 		g.logf("the audit will not name processes: %v", err)
-		return nil
+		return func(caller.Tuple, policy.Agent) (int, string) { return 0, caller.Unknown }
 	}
-	return func(client, server netip.AddrPort, a policy.Agent) (int, string) {
-		return finder.Find(caller.Tuple{Client: client, Server: server}, caller.Owner(g.identity(&a)))
+	return func(t caller.Tuple, a policy.Agent) (int, string) {
+		return finder.Find(t, caller.Owner(g.identity(&a)))
 	}
+}
+
+// denyLog lets the fence tell of what it refuses. It is a transaction of its own: on a kernel without NFLOG there are
+// still the counters.
+func (g *gate) denyLog() *firewall.DenyLog {
+	l, err := within(g.place, firewall.OpenDenyLog)
+	if err == nil {
+		if err = g.fence.EnableDenyLog(); err == nil {
+			return l
+		}
+		l.Close()
+	}
+	g.logf("refused packets will be counted, but not audited: %v", err)
+	return nil
 }
 
 // helper runs a credential's command under the one reaper. What it prints to stderr may hold the secret: not logged.

@@ -33,8 +33,12 @@ const Unknown = "unknown"
 // maxLinks bounds one search, in descriptors looked at: about 10 ms.
 const maxLinks = 10000
 
-// Tuple is a connection as its two ends are called.
-type Tuple struct{ Client, Server netip.AddrPort }
+// Tuple is a connection as its two ends are called. UDP is asked for by the same two, whether the socket is connected or
+// not.
+type Tuple struct {
+	Client, Server netip.AddrPort
+	UDP            bool
+}
 
 // Owner is whose processes are searched.
 type Owner struct{ UID, GID uint32 }
@@ -191,6 +195,10 @@ func request(t Tuple) []byte {
 	b[0], b[1] = unix.AF_INET6, unix.IPPROTO_TCP
 	if t.Client.Addr().Unmap().Is4() {
 		b[0] = unix.AF_INET
+	}
+	if t.UDP { // udp_dump_one takes source and destination the other way round "for historical reasons" (net/ipv4/udp_diag.c)
+		b[1] = unix.IPPROTO_UDP
+		t.Client, t.Server = t.Server, t.Client
 	}
 	binary.NativeEndian.PutUint32(b[4:], ^uint32(0))
 	b = binary.BigEndian.AppendUint16(b, t.Client.Port())

@@ -90,3 +90,36 @@ func testFind(t *testing.T, f *Finder, network string) {
 		t.Errorf("after its end: %d, %s", pid, got)
 	}
 }
+
+// A UDP socket is found connected or not, while it is there.
+func TestFindUDP(t *testing.T) {
+	f, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	for name, open := range map[string]func() (net.PacketConn, error){
+		"connected": func() (net.PacketConn, error) { return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)) },
+		"any":       func() (net.PacketConn, error) { return net.ListenPacket("udp", "127.0.0.1:0") },
+	} {
+		c, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tuple := Tuple{Client: c.LocalAddr().(*net.UDPAddr).AddrPort(), Server: to, UDP: true}
+		me := Owner{uint32(os.Getuid()), uint32(os.Getgid())}
+		if pid, _ := f.Find(tuple, me); pid != os.Getpid() {
+			t.Errorf("%s: found %d, want %d", name, pid, os.Getpid())
+		}
+		c.Close()
+		if pid, _ := f.Find(tuple, me); pid != 0 {
+			t.Errorf("%s: found %d after its end", name, pid)
+		}
+	}
+}

@@ -59,6 +59,9 @@ func (e *Engine) Run(ctx context.Context) {
 	go e.resolver.Run(ctx)
 	go e.watchDrift(ctx)
 	go e.secrets.Watch(ctx)
+	if e.Denied != nil {
+		go e.readDenied(ctx)
+	}
 	if e.Follow {
 		go e.follow(ctx)
 	}
