@@ -57,56 +57,66 @@ func (k *Netlink) wait(ctx context.Context, d time.Duration) (bool, error) {
 	}
 	buf := make([]byte, 64<<10)
 	for {
-		touched, err := drain(raw, buf)
+		// A transaction is told of after it took effect, so that one look at the
+		// table covers all the notices that are there.
+		touched := false
+		lost, err := receive(raw, buf, func(b []byte) { touched = touched || ours(b) })
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return false, nil
-		case err != nil || touched:
-			return touched, err
+		case err != nil || touched || lost:
+			return true, err
 		}
 	}
 }
 
-// drain waits for a notice and reads all that are there. A transaction is told
-// of after it took effect, so that one look at the table covers them all.
-func drain(raw syscall.RawConn, buf []byte) (touched bool, err error) {
-	any := false
+// receive waits for a datagram, and hands it and all others that are there to f.
+// It tells whether the kernel had to drop some, or one did not fit into buf.
+func receive(raw syscall.RawConn, buf []byte, f func([]byte)) (lost bool, err error) {
+	some := false
 	rerr := raw.Read(func(fd uintptr) bool {
 		for {
 			n, _, e := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 			switch {
 			case e == unix.EINTR:
 			case e == unix.EAGAIN:
-				return any // false: wait until there is something
-			case e == unix.ENOBUFS:
-				any, touched = true, true
+				return some // false: wait until there is something
+			case e == unix.ENOBUFS || e == nil && n > len(buf):
+				some, lost = true, true
 			case e != nil:
 				err = os.NewSyscallError("recvfrom", e)
 				return true
 			default:
-				any = true
-				touched = touched || n > len(buf) || ours(buf[:n])
+				some = true
+				f(buf[:n])
 			}
 		}
 	})
-	return touched, errors.Join(rerr, err)
+	return lost, errors.Join(rerr, err)
+}
+
+// eachMessage takes a datagram apart. It returns false for bytes that are no
+// message.
+func eachMessage(b []byte, f func(typ uint16, body []byte)) bool {
+	for len(b) >= unix.SizeofNlMsghdr {
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.SizeofNlMsghdr || size > len(b) {
+			return false
+		}
+		f(binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:size])
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return len(b) == 0
 }
 
 // ours says whether a datagram of notices speaks of our table. What cannot be
 // read counts as such.
 func ours(b []byte) bool {
-	for len(b) >= unix.SizeofNlMsghdr {
-		size := int(binary.NativeEndian.Uint32(b))
-		typ := binary.NativeEndian.Uint16(b[4:])
-		if size < unix.SizeofNlMsghdr || size > len(b) {
-			return true
-		}
-		if body := b[unix.SizeofNlMsghdr:size]; typ != uint16(nftType(unix.NFT_MSG_NEWGEN)) && namesTable(body) {
-			return true
-		}
-		b = b[min(len(b), (size+3)&^3):]
-	}
-	return len(b) != 0
+	touched := false
+	whole := eachMessage(b, func(typ uint16, body []byte) {
+		touched = touched || typ != uint16(nftType(unix.NFT_MSG_NEWGEN)) && namesTable(body)
+	})
+	return touched || !whole
 }
 
 // namesTable says whether a message is about inet exitgate. In every nf_tables

@@ -23,7 +23,10 @@ type logDenied struct {
 	burst uint32
 }
 
-func (l logDenied) prefix() string { return "exitgate " + l.chain }
+// logPrefix comes before the chain in what is told with each packet.
+const logPrefix = "exitgate "
+
+func (l logDenied) prefix() string { return logPrefix + l.chain }
 
 func (l logDenied) String() string {
 	return fmt.Sprintf("limit rate %d/second burst %d packets log prefix %q group %d snaplen %d", l.rate, l.burst, l.prefix(), denyGroup, snapLength)

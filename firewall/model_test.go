@@ -75,7 +75,9 @@ func TestModel(t *testing.T) {
 	if n := rounds * flows; allowed < n/50 || allowed > n*49/50 {
 		t.Errorf("%d of %d flows were allowed: too one-sided to prove anything", allowed, n)
 	}
-	f.weaken(func(rs *Ruleset) { f.dropRule(rs, "out_net", "meta skuid 0 ip daddr . meta l4proto . th dport @egress4 accept") })
+	f.weaken(func(rs *Ruleset) {
+		f.dropRule(rs, "out_net", "meta skuid 0 ip daddr . meta l4proto . th dport @egress4 accept")
+	})
 	before := disagreed
 	for i := 0; i < 10 && disagreed == before; i++ {
 		round(func(string, ...any) {})

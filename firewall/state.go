@@ -63,7 +63,7 @@ func (s State) String() string {
 	}
 	slices.Sort(lines)
 	head := strings.Join(append([]string{"table inet " + TableName}, s.Flags...), " ")
-	return head + "\n" + strings.Join(lines, "\n") + "\n"
+	return strings.Join(append([]string{head}, lines...), "\n") + "\n"
 }
 
 // String is the chain on one line.
@@ -94,7 +94,11 @@ func (s *State) parseLine(line string) error {
 	case "no":
 		return nil
 	case "table":
-		s.Present, s.Flags = true, strings.Fields(strings.TrimPrefix(more, TableName))
+		words := strings.Fields(rest)
+		if len(words) < 2 || words[0] != "inet" || words[1] != TableName {
+			return fmt.Errorf("%q: no table of ours", line)
+		}
+		s.Present, s.Flags = true, words[2:]
 	case "counter":
 		s.Counters[name] = Counter{}
 	case "set", "map":

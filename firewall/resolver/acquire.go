@@ -71,7 +71,7 @@ func (r *Resolver) try(host string, port uint16, stale bool) (addrs []netip.Addr
 	}
 	usable = r.passLocked(n, usable, grant)
 	if len(usable) == 0 {
-		return nil, false, nil, fail(n.host, ErrAddress, "")
+		return nil, false, nil, fail(n.host, ErrAddress, noAddress)
 	}
 	addrs, ready = r.table.pin(n, port, usable, now)
 	if len(addrs) == 0 {
@@ -115,6 +115,7 @@ func (r *Resolver) admitLocked(host string, port uint16, grant policy.Grant, now
 	n := r.table.open(host, group, now)
 	if n != nil {
 		n.asked = append(n.asked, port)
+		r.table.adhoc[n] = struct{}{}
 		r.adoptLocked(n, r.standingLocked(host, n.asked, now), now)
 	}
 	return n

@@ -91,6 +91,36 @@ func TestWildcardNames(t *testing.T) {
 	}
 }
 
+// TestWildcardBesideARootEntry: root's entry lists the name, for another port and other programs.
+func TestWildcardBesideARootEntry(t *testing.T) {
+	s := serve(t, zone("a.wild.example.com. 60 IN A 8.0.0.1"))
+	g := newRig(t)
+	root := "root:\n  - host: a.wild.example.com\n    ports: [80]\n"
+	g.apply(t, load(t, example+root, s.addr))
+	sameAddrs(t, g.get(t, "a.wild.example.com", 443), "8.0.0.1")
+	g.refuse(t, "a.wild.example.com", 80, ErrNotAllowed)
+	g.apply(t, load(t, root, s.addr))
+	g.refuse(t, "a.wild.example.com", 443, ErrNotAllowed)
+	if got := g.kernel.list(); !slices.Equal(got, []string{"8.0.0.1:80"}) {
+		t.Errorf("kernel %v", got)
+	}
+}
+
+// TestWildcardKeepsTheNamesInUse: the latest used stay, by use and not by age.
+func TestWildcardKeepsTheNamesInUse(t *testing.T) {
+	g := newRig(t)
+	g.look = instant
+	g.apply(t, load(t, example))
+	for i := range 3 * maxWild {
+		for _, host := range []string{"kept.wild.example.com", fmt.Sprintf("n%d.wild.example.com", i)} {
+			g.Release(host, 443, g.get(t, host, 443))
+		}
+	}
+	if g.counted(ResultOK) != 1+3*maxWild {
+		t.Errorf("%d lookups", g.counted(ResultOK))
+	}
+}
+
 func TestLiteralIsAllowedAsWritten(t *testing.T) {
 	s := serve(t, zone())
 	g := newRig(t)

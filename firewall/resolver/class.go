@@ -8,10 +8,16 @@ type class struct {
 	why    string
 }
 
-func ranges(pairs ...string) []class {
-	list := make([]class, 0, len(pairs)/2)
+// classes are ranges by the first byte of the addresses in them, so that most addresses are compared with none.
+type classes [256][]class
+
+func ranges(pairs ...string) (list classes) {
 	for i := 0; i < len(pairs); i += 2 {
-		list = append(list, class{netip.MustParsePrefix(pairs[i]), pairs[i+1] + " (" + pairs[i] + ")"})
+		p := netip.MustParsePrefix(pairs[i])
+		first := int(p.Addr().AsSlice()[0])
+		for b := first; b < first+1<<max(0, 8-p.Bits()); b++ {
+			list[b] = append(list[b], class{p, pairs[i+1] + " (" + pairs[i] + ")"})
+		}
 	}
 	return list
 }
@@ -77,14 +83,15 @@ func Special(a netip.Addr, allowed []netip.Prefix) (why string, refused bool) {
 
 func classify(a netip.Addr) (string, bool) {
 	if a.Is4() {
-		return within(a, special4)
+		b := a.As4()
+		return within(a, special4[b[0]])
 	}
+	b := a.As16()
 	if nat64.Contains(a) {
-		b := a.As16()
-		why, refused := within(netip.AddrFrom4([4]byte(b[12:])), special4)
+		why, refused := classify(netip.AddrFrom4([4]byte(b[12:])))
 		return "NAT64 of " + why, refused
 	}
-	if why, refused := within(a, special6); refused {
+	if why, refused := within(a, special6[b[0]]); refused {
 		return why, true
 	}
 	if !global6.Contains(a) {

@@ -210,6 +210,11 @@ func TestServersAreOpenedBeforeUse(t *testing.T) {
 	refuse = nil
 	g.apply(t, own)
 	expect("policy's servers", "9.9.9.11:5353", "9.9.9.11:5353", "9.9.9.11:5353")
+	write(t, g.cfg.Root, "etc/resolv.conf", "nameserver 127.0.0.11\n# ExtServers: [8.8.8.8]\n")
+	later()
+	expect("policy's servers are all", "9.9.9.11:5353", "9.9.9.11:5353")
+	write(t, g.cfg.Root, "etc/resolv.conf", "nameserver 9.9.9.10\n")
+	later()
 	g.apply(t, p)
 	expect("resolv.conf again", "9.9.9.10:53", "9.9.9.10:53", "9.9.9.10:53")
 }

@@ -15,6 +15,7 @@ type generation struct {
 	names   map[string]*listing
 	expiry  time.Time // when some grant ends
 	expires bool
+	changed []string // names of which the generation before said something else
 }
 
 // listing is what a policy's entries say of one exact name.
@@ -26,14 +27,17 @@ type listing struct {
 }
 
 func newGeneration(serial int, p *policy.Policy, now time.Time) *generation {
-	g := &generation{serial: serial, policy: p, names: map[string]*listing{}}
+	g := &generation{serial: serial, policy: p}
 	if p == nil {
 		return g
 	}
-	for _, n := range p.Names(now) {
+	names := p.Names(now)
+	g.names = make(map[string]*listing, len(names))
+	slab := make([]listing, len(names)) // one allocation, not ten thousand
+	for i, n := range names {
 		l := g.names[n.Host]
 		if l == nil {
-			l = &listing{}
+			l = &slab[i]
 			g.names[n.Host] = l
 		}
 		l.literal = n.Literal
@@ -45,6 +49,33 @@ func newGeneration(serial int, p *policy.Policy, now time.Time) *generation {
 	}
 	g.expiry, g.expires = p.NextExpiry(now)
 	return g
+}
+
+// differing lists the names of which two generations say different things.
+func differing(old, next *generation) (hosts []string) {
+	common := 0
+	for host, l := range next.names {
+		known := old.names[host]
+		if known != nil {
+			common++
+		}
+		if known == nil || !known.equal(l) {
+			hosts = append(hosts, host)
+		}
+	}
+	if common == len(old.names) {
+		return hosts
+	}
+	for host := range old.names {
+		if next.names[host] == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}
+
+func (l *listing) equal(m *listing) bool {
+	return l.literal == m.literal && l.root == m.root && slices.EqualFunc(l.claims, m.claims, claim.equal)
 }
 
 // rangesOf are the special-purpose ranges a name may resolve to on one port. The list of names joins those of all its ports; the one answer that
@@ -124,22 +155,23 @@ func (s *standing) add(l *listing) {
 	}
 }
 
-// restateLocked brings every name in line with the policies in force.
-func (r *Resolver) restateLocked(now time.Time) {
-	for _, g := range r.gens {
-		for host := range g.names {
-			if r.table.names[host] == nil {
-				r.table.open(host, "", now)
-			}
+// restateLocked brings names in line with the policies in force: those of which the policies changed what they say, and those that wildcards allow.
+func (r *Resolver) restateLocked(hosts []string, now time.Time) {
+	for _, host := range hosts {
+		n := r.table.names[host]
+		if n == nil {
+			n = r.table.open(host, "", now)
 		}
-	}
-	for host, n := range r.table.names {
 		r.adoptLocked(n, r.standingLocked(host, n.asked, now), now)
+		r.table.bury(n)
+	}
+	for n := range r.table.adhoc {
+		r.adoptLocked(n, r.standingLocked(n.host, n.asked, now), now)
 	}
 	r.table.trim(now)
 }
 
-// adoptLocked gives a name its standing. What it resolved to lately is granted anew, so that a port or a policy added to a known name needs no lookup.
+// adoptLocked gives a name its standing. The leases it has cover a port that is new to it, so that needs no lookup.
 func (r *Resolver) adoptLocked(n *name, s standing, now time.Time) {
 	t := r.table
 	t.rerank(n, s.root)
@@ -150,21 +182,15 @@ func (r *Resolver) adoptLocked(n *name, s standing, now time.Time) {
 	}
 	old := n.claims
 	t.reclaim(n, s.claims, now)
-	if len(s.claims) == 0 {
-		return
-	}
-	if n.literal.IsValid() {
+	switch {
+	case len(s.claims) == 0:
+	case n.literal.IsValid():
 		t.grant(n, n.literal, forever, now)
-		return
-	}
-	if wider(old, s.claims) {
+	case wider(old, s.claims):
 		// The last answer may have been robbed of addresses that would pass now.
 		n.until, n.blocked, n.refused = earlier(n.until, now), time.Time{}, nil
-	}
-	if now.Before(n.until) {
-		t.absorb(n, n.answer, n.until.Add(leaseGrace), now)
-	}
-	if len(old) == 0 || s.root || wider(old, s.claims) {
+		t.refresh.put(n, now)
+	case len(old) == 0 || s.root:
 		t.refresh.put(n, now)
 	}
 }

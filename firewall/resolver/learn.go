@@ -19,6 +19,8 @@ const (
 
 func clamp(d, low, high time.Duration) time.Duration { return max(low, min(d, high)) }
 
+const noAddress = "every address it resolves to is of a special-purpose range; to allow one, list it under the entry's addresses"
+
 // lesson is what an outcome changed.
 type lesson struct {
 	ttl     time.Duration // as cached
@@ -76,7 +78,7 @@ func (t *table) sift(n *name, out outcome) (_ outcome, fresh []refusal, private 
 	n.refused = refused
 	out.addrs = passed
 	if len(passed) == 0 {
-		out.err, out.msg = ErrAddress, "every address it resolves to is special-purpose, and its entry lists none under addresses"
+		out.err, out.msg = ErrAddress, noAddress
 	}
 	return out, fresh, private
 }

@@ -65,6 +65,7 @@ type table struct {
 	ledger
 	special func(netip.Addr, []netip.Prefix) (why string, refused bool)
 	names   map[string]*name
+	adhoc   map[*name]struct{}    // names with ports that no entry of theirs lists
 	groups  map[string]*list.List // names of a wildcard, the latest used first
 	expiry  [2]queue[*lease]      // [1]: of root's names. A root-owned program cannot ask for what was evicted, so theirs go last
 	leases  int
@@ -77,6 +78,7 @@ func newTable(special func(netip.Addr, []netip.Prefix) (string, bool)) *table {
 		ledger:  ledger{elements: map[netip.AddrPort]*element{}},
 		special: special,
 		names:   map[string]*name{},
+		adhoc:   map[*name]struct{}{},
 		groups:  map[string]*list.List{},
 	}
 }

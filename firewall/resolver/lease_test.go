@@ -410,6 +410,27 @@ func TestRemovalUnderWay(t *testing.T) {
 	b.holds(t, "8.0.0.1:443")
 }
 
+// TestElementThatTookAnothersPlace: the record of a removal must not forget a newer one of the same endpoint.
+func TestElementThatTookAnothersPlace(t *testing.T) {
+	b := newBench()
+	at := endpoint("8.0.0.1:443")
+	first := b.hold(at)
+	b.flush(t)
+	b.drop(first)
+	removal := b.take()
+	b.drop(b.hold(at)) // wanted for a moment while the removal is under way
+	delete(b.kernel, at)
+	b.settle(removal, nil)
+	second := b.hold(at)
+	if first == second {
+		t.Fatal("control: the same record")
+	}
+	b.flush(t)
+	if !b.kernel[at] || !b.there(at) || b.elements[at] != second {
+		t.Errorf("kernel %v, known %v", b.kernel[at], b.there(at))
+	}
+}
+
 func TestFailureKeepsTheLastAnswerForAnHour(t *testing.T) {
 	b := newBench()
 	n := b.name("a.test", 443)
@@ -428,9 +449,10 @@ func TestFailureKeepsTheLastAnswerForAnHour(t *testing.T) {
 		} else if !fresh && !stale && (len(got) > 0 || failure == nil) {
 			t.Fatalf("at %s: %v %v %v", age, got, failure, old)
 		}
+		b.expire(b.now)
 		b.flush(t)
-		if age < time.Minute+staleFor && !b.kernel[endpoint("8.0.0.1:443")] {
-			t.Fatalf("at %s the lease is gone", age)
+		if held := b.kernel[endpoint("8.0.0.1:443")]; held != (age < time.Minute+staleFor) {
+			t.Fatalf("at %s: in the kernel %v", age, held)
 		}
 		b.pass(n.blocked.Sub(b.now))
 	}

@@ -216,6 +216,50 @@ func TestOpenChainIsFollowed(t *testing.T) {
 	}
 }
 
+// TestHopsCountOverAllQueries: no answer is long by itself.
+func TestHopsCountOverAllQueries(t *testing.T) {
+	each := 3
+	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		at := q.Question[0].Name
+		for range each {
+			m.Answer = append(m.Answer, mustRR(at+" 60 IN CNAME x"+at))
+			at = "x" + at
+		}
+		if strings.HasPrefix(at, strings.Repeat("x", 4*each)) {
+			m.Answer = append(m.Answer, mustRR(at+" 60 IN A 192.0.2.1"))
+		}
+		w.WriteMsg(m)
+	})
+	if out := ask(t, false, s.addr); out.err != ErrServer {
+		t.Errorf("twelve hops: %+v", out)
+	}
+	each = 2
+	isGood(t, ask(t, false, s.addr))
+}
+
+// TestMerge: only two denials are a denial, in whatever order they come.
+func TestMerge(t *testing.T) {
+	good := outcome{addrs: addrs("8.0.0.1"), ttl: time.Minute}
+	six := outcome{addrs: addrs("2606::1"), ttl: 20 * time.Second}
+	none := outcome{err: ErrNotFound, ttl: 10 * time.Second}
+	dead := outcome{err: ErrTimeout}
+	for _, tt := range []struct{ a, b, want outcome }{
+		{good, six, outcome{addrs: addrs("2606::1", "8.0.0.1"), ttl: 20 * time.Second}},
+		{good, none, good},
+		{good, dead, outcome{addrs: addrs("8.0.0.1"), ttl: leaseFloor}},
+		{none, none, none},
+		{none, dead, dead},
+		{dead, dead, dead},
+	} {
+		for _, got := range []outcome{merge(tt.a, tt.b), merge(tt.b, tt.a)} {
+			if words(got.addrs) != words(tt.want.addrs) || got.ttl != tt.want.ttl || got.err != tt.want.err {
+				t.Errorf("%v and %v: %v, want %v", tt.a, tt.b, got, tt.want)
+			}
+		}
+	}
+}
+
 // TestAliasWithoutAddressOfAFamily: the SOA record says that the chain is at its end.
 func TestAliasWithoutAddressOfAFamily(t *testing.T) {
 	s := serve(t, zone("www.test. 60 IN CNAME n1.test.", "n1.test. 60 IN A 192.0.2.1"))

@@ -136,6 +136,7 @@ func (t *table) bury(n *name) {
 	}
 	t.regroup(n, "")
 	t.refresh.remove(n)
+	delete(t.adhoc, n)
 	delete(t.names, n.host)
 }
 

@@ -25,11 +25,12 @@ func (r *Resolver) SetPolicy(p *policy.Policy) (commitRemovals func() error, err
 	g := newGeneration(r.serial, p, now)
 	r.mu.Lock()
 	r.heedLocked(c, now)
+	g.changed = differing(r.latestLocked(), g)
 	r.gens = append(slices.Clip(r.gens), g)
-	r.restateLocked(now)
+	r.restateLocked(g.changed, now)
 	r.mu.Unlock()
 	if err := r.flush(); err != nil {
-		r.withdraw(g.serial, before)
+		r.withdraw(before)
 		return nil, fmt.Errorf("commit the addresses of the new policy: %w", err)
 	}
 	r.poke()
@@ -43,13 +44,22 @@ func overrideOf(p *policy.Policy) []netip.AddrPort {
 	return p.DNS.Servers
 }
 
-// withdraw takes a policy back whose additions failed. What the kernel may hold of it is removed now or by Run.
-func (r *Resolver) withdraw(serial int, override []netip.AddrPort) {
+// latestLocked is the newest policy in force.
+func (r *Resolver) latestLocked() *generation {
+	if len(r.gens) == 0 {
+		return &generation{}
+	}
+	return r.gens[len(r.gens)-1]
+}
+
+// withdraw takes the newest policy back, because its additions failed. What the kernel may hold of it is removed now or by Run.
+func (r *Resolver) withdraw(override []netip.AddrPort) {
 	now := r.cfg.Now()
-	r.sys.check(now, true, override)
+	r.sys.check(now, true, override) // these servers were open before
 	r.mu.Lock()
-	r.gens = slices.DeleteFunc(slices.Clone(r.gens), func(x *generation) bool { return x.serial == serial })
-	r.restateLocked(now)
+	g := r.latestLocked()
+	r.gens = slices.Clone(r.gens[:len(r.gens)-1])
+	r.restateLocked(g.changed, now)
 	r.mu.Unlock()
 	r.flush()
 }
@@ -59,9 +69,14 @@ func (r *Resolver) retire(serial int) error {
 	r.reload.Lock()
 	defer r.reload.Unlock()
 	r.mu.Lock()
-	if i := slices.IndexFunc(r.gens, func(x *generation) bool { return x.serial == serial }); i > 0 {
+	i := slices.IndexFunc(r.gens, func(x *generation) bool { return x.serial == serial })
+	if i > 0 {
+		var changed []string
+		for _, g := range r.gens[1 : i+1] {
+			changed = append(changed, g.changed...)
+		}
 		r.gens = slices.Clone(r.gens[i:])
-		r.restateLocked(r.cfg.Now())
+		r.restateLocked(changed, r.cfg.Now())
 	}
 	r.mu.Unlock()
 	return r.flush()

@@ -1,12 +1,15 @@
 package resolver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 func hosts(names ...string) string {
@@ -182,6 +185,28 @@ func TestGrantEndsOnTime(t *testing.T) {
 	}
 }
 
+// TestGrantEndsBetweenThePhases: what the new policy lists until now and the old one for longer goes with the old one.
+func TestGrantEndsBetweenThePhases(t *testing.T) {
+	g := newRig(t)
+	soon := "\n    expires: " + g.clock.now().Add(time.Minute).Format(time.RFC3339)
+	g.apply(t, load(t, hosts("9.9.9.1", "9.9.9.2")))
+	remove, err := g.SetPolicy(load(t, hosts("9.9.9.1"+soon, "9.9.9.2")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.clock.add(time.Minute)
+	g.tick()
+	if got := g.kernel.list(); !slices.Equal(got, []string{"9.9.9.1:443", "9.9.9.2:443"}) {
+		t.Errorf("kernel %v", got)
+	}
+	if err := remove(); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.kernel.list(); !slices.Equal(got, []string{"9.9.9.2:443"}) {
+		t.Errorf("kernel %v", got)
+	}
+}
+
 func TestPrewarm(t *testing.T) {
 	var records, names []string
 	for i := range 300 {
@@ -192,23 +217,81 @@ func TestPrewarm(t *testing.T) {
 	g := newRig(t)
 	text := hosts(names...) + "  - host: needed.example.com\n    required: true\n  - host: unneeded.example.com\n  - host: 9.9.9.9\n    required: true\n"
 	g.apply(t, load(t, text, s.addr))
-	if todo, required := g.cold(); todo[0].host != "needed.example.com" || len(todo) != 302 || !slices.Equal(required, []string{"9.9.9.9", "needed.example.com"}) {
-		t.Errorf("%d names, %s first, required %v", len(todo), todo[0].host, required)
-	}
 	err := g.Prewarm(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "needed.example.com: the name does not exist") || strings.Contains(err.Error(), "unneeded") {
 		t.Errorf("error %v", err)
 	}
-	if got := len(g.kernel.list()); got != 301 {
-		t.Errorf("%d elements", got)
-	}
+	eventually(t, "the others", func() bool { return len(g.kernel.list()) == 301 })
+	eventually(t, "the last answer", func() bool { g.flights.Wait(); return len(s.queries()) == 302 })
 	s.set(zone(append(records, "needed.example.com. 60 IN A 8.1.0.1")...))
 	g.clock.add(30 * time.Second)
 	asked := len(s.queries())
 	if err := g.Prewarm(t.Context()); err != nil {
 		t.Errorf("error %v", err)
 	}
-	if got := len(s.queries()) - asked; got != 2 {
-		t.Errorf("%d queries for two names that were missing", got)
+	eventually(t, "two queries for two names that were missing", func() bool { g.flights.Wait(); return len(s.queries())-asked == 2 })
+	if err := g.Prewarm(t.Context()); err != nil || len(s.queries())-asked != 2 {
+		t.Errorf("%v, asked again for what is known: %v", err, s.queries()[asked:])
+	}
+}
+
+// TestPrewarmWaitsForWhatIsRequired, and for nothing else: a dead name keeps no agent from starting.
+func TestPrewarmWaitsForWhatIsRequired(t *testing.T) {
+	answer := zone("needed.example.com. 60 IN A 8.0.0.1")
+	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		if strings.HasPrefix(q.Question[0].Name, "needed") {
+			answer(w, q)
+		}
+	})
+	g := newRig(t)
+	g.apply(t, load(t, hosts("dead.example.com", "needed.example.com\n    required: true"), s.addr))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	start := time.Now()
+	if err := g.Prewarm(ctx); err != nil || time.Since(start) > queryTimeout {
+		t.Errorf("%v after %s", err, time.Since(start))
+	}
+	if !g.kernel.has("8.0.0.1:443") {
+		t.Errorf("kernel %v", g.kernel.list())
+	}
+	eventually(t, "the other is asked for too", func() bool { return len(s.queries()) > 1 })
+}
+
+// TestExceptionOfAnotherPort: what a route's entry lists for its port is not for the ports of egress.
+func TestExceptionOfAnotherPort(t *testing.T) {
+	s := serve(t, zone("db.example.com. 60 IN A 10.0.0.1", "db.example.com. 60 IN A 8.0.0.1"))
+	g := newRig(t)
+	g.apply(t, load(t, hosts("db.example.com\n    ports: [8443]")+`
+routes:
+  - name: db
+    path: /
+    upstream: https://db.example.com
+    addresses: [10.0.0.0/8]
+    allow: [GET /**]
+`, s.addr))
+	sameAddrs(t, g.get(t, "db.example.com", 443), "10.0.0.1", "8.0.0.1")
+	sameAddrs(t, g.get(t, "db.example.com", 8443), "8.0.0.1")
+	if got := g.kernel.list(); !slices.Equal(got, []string{"10.0.0.1:443", "8.0.0.1:443", "8.0.0.1:8443"}) {
+		t.Errorf("kernel %v", got)
+	}
+}
+
+// TestRevokedWhileItIsLookedUp: the answer comes to a name that nobody may use any more.
+func TestRevokedWhileItIsLookedUp(t *testing.T) {
+	release := make(chan struct{})
+	answer := zone("api.example.com. 60 IN A 8.0.0.1")
+	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) { <-release; answer(w, q) })
+	g := newRig(t)
+	g.apply(t, load(t, hosts("api.example.com"), s.addr))
+	done := make(chan error)
+	go func() { _, err := g.Acquire(t.Context(), "api.example.com", 443); done <- err }()
+	eventually(t, "a query", func() bool { return len(s.queries()) == 1 })
+	g.apply(t, load(t, "", s.addr))
+	close(release)
+	if err := <-done; !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("error %v", err)
+	}
+	if len(g.kernel.list())+len(g.told())+len(g.table.names) != 0 {
+		t.Errorf("kernel %v, events %v", g.kernel.list(), g.told())
 	}
 }

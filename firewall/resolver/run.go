@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -65,15 +66,14 @@ func (r *Resolver) tick() time.Duration {
 
 // expireLocked ends leases and grants.
 func (r *Resolver) expireLocked(now time.Time) {
-	restate := false
 	for i, g := range r.gens {
 		if g.expires && !now.Before(g.expiry) {
-			r.gens[i] = newGeneration(g.serial, g.policy, now)
-			restate = true
+			next := newGeneration(g.serial, g.policy, now)
+			ended := differing(g, next)
+			next.changed = slices.Concat(g.changed, ended)
+			r.gens[i] = next
+			r.restateLocked(ended, now)
 		}
-	}
-	if restate {
-		r.restateLocked(now)
 	}
 	r.table.expire(now)
 }
@@ -127,7 +127,7 @@ func (r *Resolver) reread() {
 
 func (r *Resolver) heedLocked(c change, now time.Time) {
 	for _, host := range c.hosts {
-		if n := r.table.names[host]; n != nil {
+		if n := r.table.names[host]; n != nil && !n.literal.IsValid() {
 			n.answer, n.until, n.failure, n.blocked = nil, time.Time{}, nil, time.Time{}
 			r.table.refresh.put(n, now)
 		}
@@ -146,62 +146,59 @@ func (r *Resolver) heedLocked(c change, now time.Time) {
 	}
 }
 
-// Prewarm looks up every exact name of the policy that is not known yet, the required ones first, and waits until all are done or the context ends.
-// Its error names the required ones that have no address; the rest is Run's.
+// Prewarm looks up the exact names that are not known yet, many at once. It waits for those that the policy requires, where it requires any, else for
+// all, or until the context ends; what is left then is Run's. Its error names the required ones that have no address.
 func (r *Resolver) Prewarm(ctx context.Context) error {
-	todo, required := r.cold()
+	required, rest := r.cold()
+	r.warm(ctx, required)
+	if len(required) > 0 {
+		go r.warm(ctx, rest)
+		return r.missing()
+	}
+	r.warm(ctx, rest)
+	return r.missing()
+}
+
+// cold lists the names to look up: the required ones, and the others, root's first.
+func (r *Resolver) cold() (required, rest []*name) {
+	now := r.cfg.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for host, l := range r.latestLocked().names {
+		n := r.table.names[host]
+		switch {
+		case n == nil || n.literal.IsValid() || now.Before(n.until) || now.Before(n.blocked):
+		case l.required:
+			required = append(required, n)
+		default:
+			rest = append(rest, n)
+		}
+	}
+	slices.SortFunc(rest, func(a, b *name) int { return b.rank() - a.rank() })
+	return required, rest
+}
+
+// warm looks names up, as many at once as lookups that nobody waits for may be.
+func (r *Resolver) warm(ctx context.Context, names []*name) {
 	next := make(chan *name)
 	var workers sync.WaitGroup
-	for range min(background, len(todo)) {
+	for range min(background, len(names)) {
 		workers.Go(func() {
 			for n := range next {
-				r.warm(ctx, n)
+				r.warmOne(ctx, n)
 			}
 		})
 	}
-	for _, n := range todo {
-		select {
-		case next <- n:
-		case <-ctx.Done():
+	for _, n := range names {
+		if ctx.Err() == nil {
+			next <- n
 		}
 	}
 	close(next)
 	workers.Wait()
-	return r.missing(required)
 }
 
-// cold lists the names to look up, in order, and the hosts that are required.
-func (r *Resolver) cold() (todo []*name, required []string) {
-	now := r.cfg.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rank := map[*name]int{}
-	for _, g := range r.gens {
-		for host, l := range g.names {
-			n := r.table.names[host]
-			if l.required {
-				required = append(required, host)
-			}
-			if n == nil || n.literal.IsValid() || now.Before(n.until) || now.Before(n.blocked) {
-				continue
-			}
-			if rank[n] == 0 {
-				todo = append(todo, n)
-			}
-			switch {
-			case l.required:
-				rank[n] = 3
-			default:
-				rank[n] = max(rank[n], 1+n.rank())
-			}
-		}
-	}
-	slices.SortFunc(todo, func(a, b *name) int { return rank[b] - rank[a] })
-	slices.Sort(required)
-	return todo, slices.Compact(required)
-}
-
-func (r *Resolver) warm(ctx context.Context, n *name) {
+func (r *Resolver) warmOne(ctx context.Context, n *name) {
 	r.mu.Lock()
 	f := r.launchLocked(n, true)
 	r.mu.Unlock()
@@ -214,19 +211,22 @@ func (r *Resolver) warm(ctx context.Context, n *name) {
 	}
 }
 
-func (r *Resolver) missing(required []string) error {
+// missing names the required hosts that have no address.
+func (r *Resolver) missing() error {
 	var errs []error
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, host := range required {
+	for host, l := range r.latestLocked().names {
 		n := r.table.names[host]
-		switch {
-		case n == nil, n.literal.IsValid(), len(n.answer) > 0:
-		case n.failure != nil:
-			errs = append(errs, fmt.Errorf("required host %w", n.failure))
-		default:
-			errs = append(errs, fmt.Errorf("required host %w", fail(host, ErrTimeout, "no answer in time")))
+		if !l.required || n == nil || n.literal.IsValid() || len(n.answer) > 0 {
+			continue
 		}
+		failure := n.failure
+		if failure == nil {
+			failure = fail(host, ErrTimeout, "")
+		}
+		errs = append(errs, fmt.Errorf("required host %w", failure))
 	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }

@@ -158,13 +158,13 @@ func (s *system) check(now time.Time, force bool, override []netip.AddrPort) (ch
 	s.at = now
 	s.now.Store(next)
 	return change{
-		hosts:   differing(old.hosts, next.hosts),
+		hosts:   otherHosts(old.hosts, next.hosts),
 		servers: !slices.Equal(old.servers(), next.servers()),
 		local:   !slices.Equal(old.local, next.local),
 	}, nil
 }
 
-func differing(old, next map[string][]netip.Addr) (names []string) {
+func otherHosts(old, next map[string][]netip.Addr) (names []string) {
 	for name, addrs := range next {
 		if !slices.Equal(old[name], addrs) {
 			names = append(names, name)
