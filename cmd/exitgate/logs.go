@@ -23,7 +23,7 @@ const (
 // openLogs opens the log and the audit, as the settings say.
 func (g *gate) openLogs(interactive bool) error {
 	var out io.Writer = g.env.stderr
-	sink := g.settings.Audit
+	g.sink = g.settings.Audit
 	if interactive {
 		if err := os.MkdirAll(filepath.Join("/", g.env.root, runDir), 0o711); err != nil {
 			return err
@@ -34,12 +34,12 @@ func (g *gate) openLogs(interactive bool) error {
 		}
 		out = f
 		if !g.settings.isSet("audit") {
-			sink = quietAudit
+			g.sink = quietAudit
 		}
 	}
 	g.logf = logger(out, g.settings.LogFormat, g.settings.LogLevel)
 	var err error
-	g.audit, err = audit.Open(audit.Options{Sink: sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine})
+	g.audit, err = audit.Open(audit.Options{Sink: g.sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine})
 	return err
 }
 

@@ -53,7 +53,7 @@ func (e exitError) Unwrap() error { return e.err }
 var commands = []func(*environment) *cobra.Command{
 	newRunCommand, newAttachCommand, newExecCommand,
 	newCheckCommand, newRulesCommand, newDiffCommand, newExplainCommand, newPresetsCommand,
-	newStatusCommand, newWatchCommand, newSuggestCommand, newDoctorCommand, newReloadCommand, newVerifyCommand, newEnvCommand, newVersionCommand,
+	newStatusCommand, newWatchCommand, newSuggestCommand, newReportCommand, newDoctorCommand, newReloadCommand, newVerifyCommand, newEnvCommand, newVersionCommand,
 }
 
 // failsAsOurs are the commands whose exit code is that of a program of the user's: a code of ours must not be taken

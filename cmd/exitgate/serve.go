@@ -36,6 +36,7 @@ func (g *gate) answer(s *control.Server) {
 		return answerExplain(g.engine.Policy(), g.fence.Contents(), g.pinned, q, g.env.now())
 	})
 	s.Handle("suggest", func(context.Context, url.Values) (any, error) { return g.suggestion(), nil })
+	s.Handle("auditfile", g.auditFile)
 	s.Stream("watch", g.watch)
 }
 
