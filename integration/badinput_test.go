@@ -156,14 +156,14 @@ func TestUpstreamFaults(t *testing.T) {
 	hosts := []string{"refuses", "foreign", "expired", "misnamed", "plain", "absent", "unreachable"}
 	for name, f := range faults {
 		hosts = append(hosts, name)
-		if _, err := w.Faulty(name+".example.com", 0, false, f); err != nil {
+		if _, _, err := w.Faulty(name+".example.com", 0, false, f); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := w.Nowhere("refuses.example.com"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Faulty("plain.example.com", 0, true, says("HTTP/1.1 200 OK\r\n\r\n"+spoken)); err != nil {
+	if _, _, err := w.Faulty("plain.example.com", 0, true, says("HTTP/1.1 200 OK\r\n\r\n"+spoken)); err != nil {
 		t.Fatal(err)
 	}
 	upstream(t, w, "foreign.example.com", rig.Server{Foreign: true})
@@ -229,7 +229,7 @@ func TestUpstreamThatNeverAnswers(t *testing.T) {
 func TestTruncationIsVisible(t *testing.T) {
 	t.Parallel()
 	w := world(t)
-	if _, err := w.Faulty("api.example.com", 0, false, rig.Truncate); err != nil {
+	if _, _, err := w.Faulty("api.example.com", 0, false, rig.Truncate); err != nil {
 		t.Fatal(err)
 	}
 	g := up(t, w, basic)

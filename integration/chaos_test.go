@@ -2,9 +2,10 @@ package integration
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -261,36 +262,72 @@ func TestRestartOverAnExistingTable(t *testing.T) {
 	g.leaks(places(api)...)
 }
 
-// countToEnd reads a connection to its end and says how many bytes came.
-func countToEnd(got chan<- int) rig.Fault {
+// slowly reads a connection to its end and says how many bytes came. It takes its time, with little room to receive into, so that the
+// sender's close comes while much of what was sent still waits in the sender's kernel.
+func slowly(got chan<- int) rig.Fault {
 	return func(c net.Conn) {
-		n, _ := io.Copy(io.Discard, c)
-		got <- int(n)
+		if t, ok := c.(*tls.Conn); ok {
+			t.NetConn().(*net.TCPConn).SetReadBuffer(4 << 10)
+		} else {
+			c.(*net.TCPConn).SetReadBuffer(4 << 10)
+		}
+		total, buf := 0, make([]byte, 4<<10)
+		for {
+			n, err := c.Read(buf)
+			if total += n; err != nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		got <- total
 	}
 }
 
-// TestOrphanData: what was handed to the kernel before close() is delivered, though its packets have no owner any more.
+// TestOrphanData: what was handed to the kernel before close() is delivered, though its packets have no owner any more. The proxy keeps
+// its connections until the other side has all; root's other programs just exit.
 func TestOrphanData(t *testing.T) {
 	t.Parallel()
 	w := world(t)
+	const size = 400 << 10
+	data := []byte(strings.Repeat("x", size))
 	got := make(chan int, 1)
-	if _, err := w.Faulty("files.example.com", 0, false, countToEnd(got)); err != nil {
+	arrived := func(what string) {
+		t.Helper()
+		select {
+		case n := <-got:
+			if n != size {
+				t.Errorf("%s: %d of %d bytes arrived", what, n, size)
+			}
+		case <-time.After(patience):
+			t.Errorf("%s: the end never arrived", what)
+		}
+	}
+	v4, v6, err := w.Faulty("files.example.com", 0, false, slowly(got))
+	if err != nil {
 		t.Fatal(err)
 	}
-	g := up(t, w, basic)
-	const size = 3 << 20
-	p := tunnel("files.example.com")
-	p.Op, p.Data = "send", []byte(strings.Repeat("x", size))
-	if r := g.do(p); !r.OK() || r.Count != size {
-		t.Fatalf("%s, %d sent", r, r.Count)
+	deb4, deb6, err := w.Faulty("deb.example.org", 80, true, slowly(got))
+	if err != nil {
+		t.Fatal(err)
 	}
-	select {
-	case n := <-got:
-		if n != size {
-			t.Errorf("%d of %d bytes arrived", n, size)
+	for _, only := range []netip.Addr{v4, v6} {
+		w.DNS.Set("files.example.com", 300*time.Second, only)
+		g := up(t, w, basic+"root:\n  - host: deb.example.org\n    ports: [80]\n")
+		p := tunnel("files.example.com")
+		p.Op, p.Data = "send", data
+		if r := g.do(p); !r.OK() || r.Count != size {
+			t.Fatalf("%s, %d sent", r, r.Count)
 		}
-	case <-time.After(patience):
-		t.Error("the end never arrived")
+		arrived("the agent's, by " + only.String())
+		to := deb4
+		if only == v6 {
+			to = deb6
+		}
+		eventually(t, "root's host is resolved", func() bool { return len(g.status().addresses("deb.example.org")) == 2 })
+		if r := g.as(0, prober.Probe{Op: "send", Address: at(to, 80), Data: data}); !r.OK() {
+			t.Fatalf("root: %s", r)
+		}
+		arrived("root's, to " + to.String())
 	}
 }
 

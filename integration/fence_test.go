@@ -235,10 +235,14 @@ func TestRootReachesItsHostsOnly(t *testing.T) {
 	g.leaks(places(deb, api)...)
 }
 
-// TestInbound: from outside only published ports of the agent answer.
+// TestInbound: from outside only published ports of the agent answer, and nothing else is even heard.
 func TestInbound(t *testing.T) {
 	t.Parallel()
 	w := world(t)
+	open := bare(t, w)
+	if heard := datagrams(t, open, open.Agent()); heard != 1 {
+		t.Fatalf("control: %d datagrams heard without a fence", heard)
+	}
 	g := up(t, w, "version: 1\nagents:\n  - name: agent\n    publish: [3000]\n")
 	for _, port := range []string{"3000", "3001"} {
 		ready := g.Agent().Start(prober.Probe{Op: "listen", Address: "0.0.0.0:" + port, Timeout: time.Minute})
@@ -258,4 +262,21 @@ func TestInbound(t *testing.T) {
 	if r := dial(8080); r.OK() {
 		t.Errorf("the proxy's listener, from outside: %s", r)
 	}
+	if heard := datagrams(t, g.Box, g.Agent()); heard != 0 {
+		t.Errorf("the agent heard %d datagrams from outside", heard)
+	}
+}
+
+// datagrams sends one to a UDP socket of the agent from outside, and says how many it heard.
+func datagrams(t *testing.T, b *rig.Box, a *rig.Agent) int {
+	t.Helper()
+	heard := a.Start(prober.Probe{Op: "listen", Network: "udp", Address: "0.0.0.0:4000", Timeout: 700 * time.Millisecond})
+	if r := <-heard; !r.OK() {
+		t.Fatalf("listen: %s", r)
+	}
+	r := prober.Run(prober.Probe{Op: "udp", Address: at(b.Wire.Box4(), 4000), Data: []byte("order")}, func(prober.Result) {})
+	if !r.OK() {
+		t.Fatalf("send: %s", r)
+	}
+	return last(heard).Count
 }

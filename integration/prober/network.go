@@ -1,6 +1,7 @@
 package prober
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -171,6 +172,9 @@ func poll(fd int, what int16, limit time.Duration) error {
 
 // listen accepts connections and answers each with a line, so that the other side knows that it got through.
 func listen(p Probe, more emit) (r Result) {
+	if p.Network == "udp" {
+		return listenUDP(p, more)
+	}
 	l, err := net.Listen("tcp", p.Address)
 	if err != nil {
 		r.fail("listen", err)
@@ -192,6 +196,25 @@ func listen(p Probe, more emit) (r Result) {
 			io.WriteString(c, "hello from the listener\n")
 			io.Copy(c, c)
 		}()
+	}
+}
+
+func listenUDP(p Probe, more emit) (r Result) {
+	c, err := net.ListenPacket("udp", p.Address)
+	if err != nil {
+		r.fail("listen", err)
+		return r
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(p.Timeout))
+	more(Result{Local: c.LocalAddr().String()})
+	for buf := make([]byte, 2048); ; {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return r
+		}
+		r.Count++
+		more(Result{Data: bytes.Clone(buf[:n]), Local: from.String(), Count: r.Count})
 	}
 }
 

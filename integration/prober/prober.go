@@ -1,7 +1,7 @@
 // Package prober is the program that runs inside a box and tries things: as the agent, as another uid, or as root.
 //
 //	prober serve     reads probes as JSON lines on standard input, runs each at once, writes results as JSON lines
-//	prober do JSON   runs one probe, prints its results
+//	prober do JSON   runs one probe, prints its results; - in place of JSON: it comes by standard input
 //	prober init COMMAND ARGS                           a bare init, for comparison
 //	prober reverse LISTEN UPSTREAM AUTHORIZATION       a bare reverse proxy, for comparison
 //
@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,7 +45,7 @@ type Probe struct {
 	Op          string        `json:"op"`
 	Address     string        `json:"address,omitempty"` // HOST:PORT with a literal host, or a path for read and write
 	Addresses   []string      `json:"addresses,omitempty"`
-	Network     string        `json:"network,omitempty"` // flood: tcp (default), udp or listen
+	Network     string        `json:"network,omitempty"` // flood: tcp (default), udp or listen; listen: tcp (default) or udp
 	Local       string        `json:"local,omitempty"`   // address to bind before connecting
 	Data        []byte        `json:"data,omitempty"`
 	Read        int           `json:"read,omitempty"`
@@ -171,8 +172,12 @@ func Main(args []string) int {
 	case len(args) == 4 && args[0] == "reverse":
 		return reverseMain(args[1], args[2], args[3])
 	case len(args) == 2 && args[0] == "do":
+		text := io.Reader(strings.NewReader(args[1]))
+		if args[1] == "-" {
+			text = os.Stdin
+		}
 		var p Probe
-		if err := json.Unmarshal([]byte(args[1]), &p); err != nil {
+		if err := json.NewDecoder(text).Decode(&p); err != nil {
 			fmt.Fprintln(os.Stderr, "prober:", err)
 			return 2
 		}

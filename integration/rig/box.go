@@ -297,7 +297,7 @@ func (b *Box) Close() error {
 func (b *Box) Probe(uid uint32, p prober.Probe) (prober.Result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := b.Run(ctx, Command{UID: uid, Args: []string{ProberPath, "do", p.Encode()}})
+	out, err := b.Run(ctx, Command{UID: uid, Args: []string{ProberPath, "do", "-"}, Stdin: p.Encode()})
 	if err != nil {
 		return prober.Result{}, err
 	}

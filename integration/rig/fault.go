@@ -49,40 +49,45 @@ func reset(c net.Conn) {
 }
 
 // Faulty starts an upstream for name that behaves like f with every connection. Port 0: 443.
-func (w *World) Faulty(name string, port uint16, plain bool, f Fault) (netip.Addr, error) {
-	v4, _, err := w.Addresses()
-	if err != nil {
-		return v4, err
+func (w *World) Faulty(name string, port uint16, plain bool, f Fault) (v4, v6 netip.Addr, err error) {
+	if v4, v6, err = w.Addresses(); err != nil {
+		return v4, v6, err
 	}
 	if port == 0 {
 		port = 443
 	}
-	w.DNS.Set(name, 300*time.Second, v4)
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(v4, port)))
-	if err != nil {
-		return v4, err
+	w.DNS.Set(name, 300*time.Second, v4, v6)
+	var conf *tls.Config
+	if !plain {
+		conf = &tls.Config{GetCertificate: certificates(name, Server{}, w.CA)}
 	}
-	w.onClose(l.Close)
-	conf := &tls.Config{GetCertificate: certificates(name, Server{}, w.CA)}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
+	for _, a := range []netip.Addr{v4, v6} {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, port)))
+		if err != nil {
+			return v4, v6, err
+		}
+		w.onClose(l.Close)
+		go f.serve(l, conf)
+	}
+	return v4, v6, nil
+}
+
+func (f Fault) serve(l net.Listener, conf *tls.Config) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			if conf == nil {
+				f(c)
 				return
 			}
-			if plain {
-				go f(c)
-				continue
+			if t := tls.Server(c, conf); t.Handshake() == nil {
+				f(t)
 			}
-			go func() {
-				t := tls.Server(c, conf)
-				if t.Handshake() == nil {
-					f(t)
-				}
-			}()
-		}
-	}()
-	return v4, nil
+		}()
+	}
 }
 
 // Nowhere makes name resolve to an address at which connections are refused.

@@ -105,7 +105,7 @@ func TestFailuresByName(t *testing.T) {
 		t.Errorf("the packet to nobody is missing: %v", w.Capture().Flows())
 	}
 	for name, f := range map[string]Fault{"reset.example.com": Reset, "garbage.example.com": Garbage} {
-		at, err := w.Faulty(name, 0, false, f)
+		at, _, err := w.Faulty(name, 0, false, f)
 		if err != nil {
 			t.Fatal(err)
 		}
