@@ -3,7 +3,6 @@ package firewall
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -127,24 +126,28 @@ func appendPorts(out []element, set string, ports []uint16) []element {
 	return out
 }
 
-// elements is every element of c.
+// elements is every element of c, each once, in c's canonical order.
 func (c Contents) elements() []element {
-	out := c.base()
+	out := c.Normalize().base()
 	return append(out, derived(out)...)
 }
 
 // derived is what a list of elements makes necessary in the sets that are not
 // given: the ports and uids of listeners, each once.
 func derived(es []element) []element {
-	seen := make(map[element]struct{})
+	var out []element
 	for _, e := range es {
-		if e.isListener() {
-			n := record.Sets[e.set].keyLen()
-			seen[newElement(setListenerPorts, e.key[n-4:n-2])] = struct{}{}
-			seen[newElement(setAgents, e.key[:4])] = struct{}{}
+		if !e.isListener() {
+			continue
+		}
+		n := record.Sets[e.set].keyLen()
+		for _, d := range []element{newElement(setListenerPorts, e.key[n-4:n-2]), newElement(setAgents, e.key[:4])} {
+			if !slices.Contains(out, d) {
+				out = append(out, d)
+			}
 		}
 	}
-	return slices.Collect(maps.Keys(seen))
+	return out
 }
 
 func (e element) isListener() bool {

@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -36,10 +35,8 @@ func (r *Ruleset) render(c Contents) string {
 
 // elementText is the elements of each set in order, as text.
 func elementText(c Contents) map[string][]string {
-	elements := c.elements()
-	slices.SortFunc(elements, compareElements)
 	out := make(map[string][]string)
-	for _, e := range elements {
+	for _, e := range c.elements() {
 		name := record.Sets[e.set].Name
 		out[name] = append(out[name], e.String())
 	}
