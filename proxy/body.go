@@ -16,12 +16,14 @@ import (
 // before the upstream gets what there is.
 const patience = 10 * time.Millisecond
 
-// soon reports whether the agent's next bytes are there, or come within patience.
-func (c *conn) soon() bool {
-	if c.br.Buffered() > 0 || c.raw == nil {
-		return true
+// soon reports whether the body's next bytes are there, or come within patience.
+// The CRLF behind a chunk is none of them.
+func (x *exchange) soon() bool {
+	c, old := x.c, 0
+	if x.length < 0 {
+		old = len("\r\n")
 	}
-	if readable(c.raw) {
+	if c.br.Buffered() > old || c.raw == nil || readable(c.raw) {
 		return true
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(patience))

@@ -29,6 +29,9 @@ type tunnel struct {
 // must be a ClientHello for the name that was asked for.
 func (c *conn) connectTunnel(req *http.Request) {
 	t, refused := c.openTunnel(req)
+	for refused == newer {
+		t, refused = c.openTunnel(req)
+	}
 	if refused != nil {
 		c.refuse(refused, req)
 		return

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
 	"exitgate/policy"
+	"exitgate/proxy/internal/scrub"
 )
 
 // oauthBeta is what the Anthropic API wants in anthropic-beta beside an OAuth
@@ -83,13 +85,18 @@ func format(form, header, value string) string {
 
 var (
 	errEmptySecret   = errors.New("it is empty")
+	errShortSecret   = fmt.Errorf("it has less than %d bytes, too few to be told from other text", scrub.MinLength)
 	errSecretControl = errors.New("it holds a control character, a space at an end or a byte that is not ASCII")
 )
 
-// sendable refuses what would split or spoil a field line (RFC 9110 5.5).
+// sendable refuses what would split or spoil a field line (RFC 9110 5.5), and what
+// could not be scrubbed from an answer.
 func sendable(value []byte) error {
 	if len(value) == 0 {
 		return errEmptySecret
+	}
+	if len(value) < scrub.MinLength {
+		return errShortSecret
 	}
 	if len(bytes.TrimSpace(value)) != len(value) {
 		return errSecretControl

@@ -186,7 +186,7 @@ func (x *exchange) gather() *refusal {
 		x.grow()
 	}
 	x.c.stage(stageBody)
-	for x.rest && x.c.soon() {
+	for x.rest && x.soon() {
 		if x.space() < chunkSpace && x.length < 0 {
 			x.grow()
 		}

@@ -38,9 +38,10 @@ type flow struct {
 	close    bool      // the connection ends with this request
 	usage    *usage
 
-	on     bool // guarded by conn.mu: asked and decided are set, and recheck looks at them
+	on     bool // guarded by conn.mu: the next three are set, and recheck looks at them
 	asked  policy.Request
 	ruled  policy.Decision
+	id     string
 	addr   netip.Addr // guarded by conn.mu: what was dialled
 	up     aborter    // guarded by conn.mu
 	cancel context.CancelFunc
@@ -53,7 +54,9 @@ var errCut = errors.New("proxy: the flow was cut")
 func (c *conn) begin(req *http.Request) {
 	now := time.Now()
 	f := &c.flow
+	c.mu.Lock()
 	*f = flow{snap: c.srv.snap.Load(), begun: now}
+	c.mu.Unlock()
 	if c.srv.opt.Now != nil {
 		now = c.srv.opt.Now()
 	}
@@ -61,11 +64,18 @@ func (c *conn) begin(req *http.Request) {
 		Time: now, Event: "request", Agent: c.agent.name, Method: req.Method,
 		Rule: "default", Decision: "allow", ID: c.srv.id(),
 	}
-	if f.snap == nil {
+	c.under(f.snap)
+}
+
+// under makes n the generation that the request is judged by.
+func (c *conn) under(n *snapshot) {
+	f := &c.flow
+	f.snap = n
+	if n == nil {
 		return
 	}
-	f.event.Generation = f.snap.generation
-	if a := f.snap.agent(c.agent.name); a != nil {
+	f.event.Generation = n.generation
+	if a := n.agent(c.agent.name); a != nil {
 		f.event.UID = a.UID
 	}
 }
@@ -107,9 +117,11 @@ func cutReason(why cut) string {
 	return "reset: the proxy ends"
 }
 
-// rule has a request judged and makes it one that recheck knows of. Between the
-// snapshot it was judged by and its being known another generation may have
-// come; then that one judges it too.
+// newer is returned by rule where another generation came while the request was
+// judged. It is judged again from the start, so that it sees one generation only.
+var newer = &refusal{reason: "a newer policy came"}
+
+// rule has a request judged and makes it one that recheck knows of.
 func (c *conn) rule(r policy.Request) (policy.Decision, *refusal) {
 	f := &c.flow
 	r.Now = f.event.Time
@@ -120,13 +132,11 @@ func (c *conn) rule(r policy.Request) (policy.Decision, *refusal) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	f.asked, f.ruled, f.on = r, d, true
 	if now := c.srv.snap.Load(); now != f.snap {
-		if again, gone := f.gone(now, r.Now); gone {
-			f.on = false
-			return again, deny(again)
-		}
+		c.under(now)
+		return d, newer
 	}
+	f.asked, f.ruled, f.id, f.on = r, d, f.event.ID, true
 	return d, nil
 }
 
@@ -272,7 +282,7 @@ func (c *conn) revoke(n *snapshot, now time.Time) (policy.Event, bool) {
 	c.endLocked(cutGrant)
 	e := policy.Event{
 		Time: now, Event: "request", Agent: c.agent.name, Method: f.asked.Method, Host: f.asked.Host, Port: f.asked.Port,
-		Rule: d.Rule, Decision: "deny", Reason: "live flow reset: " + d.Reason, Generation: n.generation,
+		Rule: d.Rule, Decision: "deny", Reason: "live flow reset: " + d.Reason, Generation: n.generation, ID: f.id,
 	}
 	switch {
 	case f.asked.Road == policy.RoadConnect:

@@ -411,7 +411,7 @@ func (r *rig) dial() *raw {
 	nc, err := net.Dial("tcp", r.addr)
 	must(r.t, err)
 	r.t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(60 * time.Second))
 	return &raw{r.t, nc.(*net.TCPConn), bufio.NewReader(nc)}
 }
 
@@ -436,6 +436,9 @@ func (c *raw) answer(method string) (*http.Response, string) {
 
 func (c *raw) tryAnswer(method string) (*http.Response, string, error) {
 	resp, err := http.ReadResponse(c.br, &http.Request{Method: method})
+	for err == nil && resp.StatusCode < 200 {
+		resp, err = http.ReadResponse(c.br, &http.Request{Method: method})
+	}
 	if err != nil {
 		return nil, "", err
 	}
@@ -504,4 +507,12 @@ func contains(list []string, s string) bool {
 		}
 	}
 	return false
+}
+
+// redirect dials loopback at *port whatever port was meant: tests cannot listen on 443.
+func redirect(port *int) func(context.Context, netip.AddrPort) (net.Conn, error) {
+	return func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialTCP(ctx, "tcp", netip.AddrPort{}, netip.AddrPortFrom(to.Addr(), uint16(*port)))
+	}
 }

@@ -125,7 +125,7 @@ func appendRefusal(b []byte, r *refusal, id string, noBody bool) []byte {
 
 // retrySoon is how long a client may be asked to wait and repeat by itself;
 // what takes longer is for its user to see.
-const retrySoon = time.Minute
+const retrySoon = 2 * time.Minute
 
 func appendRetry(b []byte, r *refusal) []byte {
 	if r.status == http.StatusTooManyRequests {

@@ -88,21 +88,10 @@ func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 	x.out = append(b, "\r\n"...)
 }
 
-// scrubFields masks credentials in values, and drops fields whose names hold one:
-// a name has lost its case on the way.
+// scrubFields masks credentials in values, and drops fields whose names hold one.
 func (x *exchange) scrubFields(h http.Header) {
-	if x.cred == nil {
-		return
-	}
-	n := x.c.flow.snap
-	for name, values := range h {
-		if !n.cleanName(name) {
-			delete(h, name)
-			continue
-		}
-		for i, v := range values {
-			values[i] = n.values.String(v)
-		}
+	if x.cred != nil {
+		x.c.flow.snap.secrets.Header(h)
 	}
 }
 
@@ -140,6 +129,9 @@ func (x *exchange) relayBody(a *answer, chunked bool) error {
 			more = false
 			if chunked {
 				x.endChunks(a.resp)
+			}
+			if x.load == nil {
+				a.finish(!x.rest) // before the agent can ask again, for another to use
 			}
 		} else if err != nil {
 			_ = x.flush() // what came before the break is the agent's
@@ -216,7 +208,7 @@ func (x *exchange) scrubbed(resp *http.Response) io.Reader {
 	if lines[kind] {
 		mode = scrub.Events
 	}
-	return scrub.NewReader(resp.Body, x.c.flow.snap.values, mode)
+	return scrub.NewReader(resp.Body, x.c.flow.snap.secrets, mode)
 }
 
 // lines are the content types whose reader acts on each line as it comes.

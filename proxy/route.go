@@ -21,6 +21,9 @@ func (c *conn) handle(req *http.Request) (again bool) {
 		return false
 	}
 	x, refused := c.prepare(req)
+	for refused == newer {
+		x, refused = c.prepare(req)
+	}
 	if refused != nil {
 		return c.refuse(refused, req)
 	}

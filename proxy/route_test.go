@@ -281,8 +281,9 @@ func TestCredentialForms(t *testing.T) {
 			want: http.Header{"Authorization": {"Basic eC1hY2Nlc3MtdG9rZW46Z2hwX0ZBS0V0b2tlbkZBS0V0b2tlbkZBS0V0b2tlbjAxMjM0NTY3ODk="}},
 		},
 		{name: "empty", credential: "header: Authorization", secret: "", status: 503, message: "empty"},
+		{name: "short", credential: "header: Authorization", secret: "secret7", status: 503, message: "less than 8 bytes"},
 		{name: "line break", credential: "header: Authorization", secret: "abc\r\nX-Evil: 1", status: 503, message: "control character"},
-		{name: "nul", credential: "header: Authorization", secret: "abc\x00def", status: 503, message: "control character"},
+		{name: "nul", credential: "header: Authorization", secret: "abcd\x00efgh", status: 503, message: "control character"},
 		{name: "trailing newline", credential: "header: Authorization", secret: "abcdefgh\n", status: 503, message: "space at an end"},
 		{name: "not ascii", credential: "header: Authorization", secret: "abcd\xefefgh", status: 503, message: "not ASCII"},
 	} {

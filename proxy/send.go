@@ -13,11 +13,16 @@ type answer struct {
 	c    *conn
 	link *link  // HTTP/1.1
 	stop func() // HTTP/2: ends the stream
+	over bool   // finish was called
 }
 
-// finish ends the exchange with the upstream. reuse says that both sides came to
-// their end.
+// finish ends the exchange with the upstream, once. reuse says that both sides came
+// to their end.
 func (a *answer) finish(reuse bool) {
+	if a.over {
+		return
+	}
+	a.over = true
 	if a.stop != nil {
 		a.stop()
 		return

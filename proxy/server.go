@@ -103,7 +103,7 @@ func (s *Server) agentNamed(name string) *agentState {
 // rule says so, on a unix socket the peer's uid is compared.
 func (s *Server) Serve(agent string, l net.Listener) error {
 	if !s.listen(l) {
-		return net.ErrClosed
+		return l.Close()
 	}
 	defer s.unlisten(l)
 	a := s.agentNamed(agent)

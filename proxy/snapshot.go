@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"exitgate/policy"
@@ -18,15 +17,15 @@ type snapshot struct {
 	generation uint64
 	creds      map[string]*credential
 	strip      nameSet    // fields that may hold a client's credential
-	values     *scrub.Set // what no answer on a credentialed route may hold
-	names      *scrub.Set // the same in lower case: field names lose their case
+	secrets    *scrub.Set // what no answer on a credentialed route may hold
 	pool       *pool      // shared by generations of equal policy
 	agents     map[string]*policy.Agent
 }
 
-// maxRetired bounds the former secrets that are still scrubbed. A credential
-// that changes hourly keeps its last ten days.
-const maxRetired = 256
+// maxKnown bounds the secrets that are scrubbed, former ones included: the scrubber
+// takes as much time again for each twenty. One that changes hourly is known for two
+// days.
+const maxKnown = 48
 
 // Configure makes c the generation that every later request is served by, in
 // one step. Flows under way are judged again by it: whose grant is gone is reset.
@@ -72,7 +71,7 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 		}
 	}
 	n.strip = newNameSet(strip...)
-	s.scrubSets(n, c, old)
+	s.scrubSet(n, c, old)
 	if old != nil && old.policy.Digest() == c.Policy.Digest() {
 		n.pool = old.pool
 	} else {
@@ -81,8 +80,8 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 	return n
 }
 
-// scrubSets gives n its automata: those of old while the secrets are the same.
-func (s *Server) scrubSets(n *snapshot, c Config, old *snapshot) {
+// scrubSet gives n its automaton: that of old while the secrets are the same.
+func (s *Server) scrubSet(n *snapshot, c Config, old *snapshot) {
 	changed := old == nil
 	for i := range c.Policy.Credentials {
 		name := c.Policy.Credentials[i].Name
@@ -91,14 +90,10 @@ func (s *Server) scrubSets(n *snapshot, c Config, old *snapshot) {
 		}
 	}
 	if !changed {
-		n.values, n.names = old.values, old.names
+		n.secrets = old.secrets
 		return
 	}
-	lower := make([][]byte, len(s.known))
-	for i, v := range s.known {
-		lower[i] = bytes.ToLower(v)
-	}
-	n.values, n.names = scrub.NewSet(s.known...), scrub.NewSet(lower...)
+	n.secrets = scrub.NewSet(s.known...)
 }
 
 // remember puts a secret at the end of those that are scrubbed, so that the
@@ -114,7 +109,7 @@ func (s *Server) remember(v []byte) bool {
 		return false
 	}
 	s.known = append(s.known, bytes.Clone(v))
-	if over := len(s.known) - maxRetired; over > 0 {
+	if over := len(s.known) - maxKnown; over > 0 {
 		s.known = slices.Delete(s.known, 0, over)
 	}
 	return true
@@ -130,15 +125,6 @@ func (n *snapshot) limits(name string) policy.Limits {
 	}
 	return policy.Limits{}
 }
-
-// cleanName reports whether a field name, in whatever case, holds no secret.
-func (n *snapshot) cleanName(name string) bool {
-	return len(name) < shortestNeedle || !n.names.Contains([]byte(strings.ToLower(name)))
-}
-
-// shortestNeedle is below every real secret's length; a name shorter than this
-// cannot hold one.
-const shortestNeedle = 8
 
 // expireAt arranges for flows to be judged again when the next grant ends.
 // Callers hold confMu.

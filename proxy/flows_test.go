@@ -1,0 +1,410 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// twoHosts is a policy with a route and an egress host, either of which may be left out.
+func twoHosts(api, plain int, route, egress bool) string {
+	y := oneAgent
+	if route {
+		y = apiPolicy(api)
+	}
+	if egress {
+		y += fmt.Sprintf("egress:\n  - {host: plain.example.test, ports: [%d], addresses: [127.0.0.0/8]}\n", plain)
+	}
+	return y
+}
+
+// TestRevocation: a flow whose grant is gone is reset at once; its neighbours and
+// their bytes go on.
+func TestRevocation(t *testing.T) {
+	protocols(t, func(t *testing.T, proto string) {
+		s := newStream()
+		r := newRig(t)
+		o := r.origin(s.serve, proto)
+		echo := r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) })
+		secrets := apiSecrets()
+		r.configure(twoHosts(o.port, echo, true, true), secrets)
+
+		event := r.dial()
+		event.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\n\r\n{}", r.addr)
+		<-s.begin
+		resp, err := http.ReadResponse(event.br, nil)
+		must(t, err)
+		tunnel := r.dial()
+		if status := tunnel.connect(fmt.Sprintf("plain.example.test:%d", echo)); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		ping := func() error {
+			tunnel.send("ping")
+			_, err := io.ReadFull(tunnel.br, make([]byte, 4))
+			return err
+		}
+		must(t, ping())
+
+		// The same again, with a change that concerns neither.
+		r.configure(twoHosts(o.port, echo, true, true)+"  - {host: new.example.test}\n", secrets)
+		must(t, ping())
+		s.say <- "data: a\n\n"
+		if _, err := io.ReadFull(resp.Body, make([]byte, 9)); err != nil {
+			t.Fatal(err)
+		}
+
+		r.configure(twoHosts(o.port, echo, true, false), secrets)
+		begun := time.Now()
+		if _, err := tunnel.br.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the tunnel ended with %v, want a reset", err)
+		}
+		if took := time.Since(begun); took > 3*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		e, other := r.event(), r.event() // in either order
+		if e.Decision == "allow" {
+			e, other = other, e
+		}
+		if e.ID == "" || e.ID != other.ID {
+			t.Errorf("the two lines have the ids %q and %q", e.ID, other.ID)
+		}
+		if e.Decision != "deny" || e.Event != "connect" || e.Host != "plain.example.test" || e.Generation != 3 || !strings.HasPrefix(e.Reason, "live flow reset") {
+			t.Errorf("audit of the revocation: %+v", e)
+		}
+		if other.Decision != "allow" || other.BytesIn == 0 || !strings.Contains(other.Reason, "grant is gone") {
+			t.Errorf("audit of the tunnel: %+v", other)
+		}
+		s.say <- "data: b\n\n"
+		if _, err := io.ReadFull(resp.Body, make([]byte, 9)); err != nil {
+			t.Errorf("the neighbour: %v", err)
+		}
+
+		r.configure(twoHosts(o.port, echo, false, true), nil)
+		if _, err := io.ReadAll(resp.Body); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the stream ended with %v, want a reset", err)
+		}
+		within(t, 5*time.Second, s.gone)
+		eventually(t, "pins to be released", func() bool { return r.names.held() == 0 })
+	})
+}
+
+// TestRouteMoves: a flow to an upstream that its route does not lead to any more ends.
+func TestRouteMoves(t *testing.T) {
+	s := newStream()
+	r := newRig(t)
+	o := r.origin(s.serve)
+	r.configure(apiPolicy(o.port), apiSecrets())
+	c := r.dial()
+	c.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	if _, err := http.ReadResponse(c.br, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.configure(strings.Replace(apiPolicy(o.port), "api.example.test", "other.example.test", 1), apiSecrets())
+	if _, err := c.br.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+	within(t, 5*time.Second, s.gone)
+}
+
+// TestExpiry: a grant ends on time, for new requests and for live ones.
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	s := newStream()
+	r := newRig(t)
+	o := r.origin(s.serve)
+	at := time.Now().Add(1500 * time.Millisecond).UTC()
+	r.configure(apiPolicy(o.port)+"    expires: "+at.Format("2006-01-02T15:04:05.999999999Z")+"\n", apiSecrets())
+	c := r.dial()
+	c.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	if _, err := http.ReadResponse(c.br, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.br.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+	if now := time.Now(); now.Before(at) || now.After(at.Add(3*time.Second)) {
+		t.Errorf("ended %v after its time", now.Sub(at))
+	}
+	if resp, body := r.get("GET", "/v1/models"); resp.StatusCode != 403 || !strings.Contains(body, "expired") {
+		t.Errorf("status %d %s", resp.StatusCode, body)
+	}
+}
+
+// TestConfigureIsAtomic swaps two policies, each with an upstream and a credential
+// of its own, under load: no request may see a mixture, and none may fail.
+func TestConfigureIsAtomic(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var origins [2]*origin
+	keys := [2]string{"sk-ant-api03-FAKE-zero-0123456789abcdef", "sk-ant-api03-FAKE-one-0123456789abcdef"}
+	var mixed, served atomic.Int64
+	for i := range origins {
+		origins[i] = r.origin(func(w http.ResponseWriter, req *http.Request) {
+			if req.Header.Get("X-Api-Key") != keys[i] || req.Header.Get("X-Policy") != fmt.Sprint(i) {
+				mixed.Add(1)
+			}
+			served.Add(1)
+		})
+	}
+	configure := func(i int) {
+		y := apiPolicy(origins[i].port) + fmt.Sprintf("    headers: [{add: \"X-Policy: %d\"}]\n", i)
+		r.configure(y, map[string]Secret{"anthropic": {Value: []byte(keys[i])}})
+	}
+	configure(0)
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			var nc net.Conn
+			var br *bufio.Reader
+			for {
+				select {
+				case <-stop:
+					if nc != nil {
+						_ = nc.Close()
+					}
+					return
+				default:
+				}
+				if nc == nil {
+					nc, _ = net.Dial("tcp", r.addr)
+					br = bufio.NewReader(nc)
+				}
+				fmt.Fprintf(nc, "GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+				resp, err := http.ReadResponse(br, nil)
+				if err != nil { // reset: its upstream is not the route's any more
+					_ = nc.Close()
+					nc = nil
+					continue
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				if resp.StatusCode != 200 {
+					t.Errorf("status %d", resp.StatusCode)
+				}
+			}
+		}()
+	}
+	for i := 0; i < 30; i++ {
+		configure((i + 1) % 2)
+		want := served.Load() + 10
+		eventually(t, "requests", func() bool { return served.Load() > want })
+	}
+	close(stop)
+	clients.Wait()
+	if mixed.Load() > 0 {
+		t.Errorf("%d of %d requests saw a mixture", mixed.Load(), served.Load())
+	}
+}
+
+// TestRotation: a new secret is used at once, and the old one is scrubbed still.
+func TestRotation(t *testing.T) {
+	const second = "sk-ant-api03-FAKEnewFAKEnewFAKEnew-9876543210"
+	r := newRig(t)
+	o := r.origin(func(w http.ResponseWriter, req *http.Request) {
+		fmt.Fprintf(w, "now %s, was %s", req.Header.Get("X-Api-Key"), apiKey)
+	})
+	r.configure(apiPolicy(o.port), apiSecrets())
+	_, first := r.get("GET", "/v1/models")
+	r.configure(apiPolicy(o.port), map[string]Secret{"anthropic": {Value: []byte(second)}})
+	_, later := r.get("GET", "/v1/models")
+	for _, body := range []string{first, later} {
+		if strings.Contains(body, apiKey) || strings.Contains(body, second) || !strings.HasPrefix(body, "now ") {
+			t.Errorf("body %q", body)
+		}
+	}
+	if r.names.count() != 1 {
+		t.Error("a new secret alone needs no new connection")
+	}
+}
+
+func TestRememberedSecretsAreBounded(t *testing.T) {
+	r := newRig(t)
+	o := r.origin(func(w http.ResponseWriter, req *http.Request) { _, _ = io.WriteString(w, apiKey) })
+	yaml := strings.Replace(apiPolicy(o.port), "routes:", "  - {name: rotating, from: \"file:/run/secrets/r\", header: X-Rotating}\nroutes:", 1)
+	for i := range maxKnown + 20 {
+		r.configure(yaml, map[string]Secret{"anthropic": {Value: []byte(apiKey)}, "rotating": {Value: fmt.Appendf(nil, "FAKE-rotating-%06d", i)}})
+	}
+	if n := len(r.srv.known); n != maxKnown {
+		t.Errorf("%d secrets are remembered", n)
+	}
+	if _, body := r.get("GET", "/v1/models"); strings.Contains(body, apiKey) {
+		t.Error("a current secret was forgotten")
+	}
+}
+
+// TestUnixSocket: only the agent's uid is served.
+func TestUnixSocket(t *testing.T) {
+	var s seen
+	r := newRig(t)
+	o := r.origin(s.record)
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	r.serve("claude", l)
+	for _, tc := range []struct {
+		uid    int
+		status int
+	}{{os.Getuid() + 1, 403}, {os.Getuid(), 200}} {
+		if tc.uid == 0 {
+			continue // an agent is never root; see below
+		}
+		r.configure(strings.Replace(apiPolicy(o.port), "uid: 1000", fmt.Sprint("uid: ", tc.uid), 1), apiSecrets())
+		nc, err := net.Dial("unix", path)
+		must(t, err)
+		fmt.Fprintf(nc, "GET /v1/models HTTP/1.1\r\nHost: anything\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil || resp.StatusCode != tc.status {
+			t.Errorf("uid %d: %v, %v", tc.uid, resp, err)
+		}
+		_ = nc.Close()
+		e := <-r.events
+		if c := <-r.conns; e.Status != tc.status || c.Peer == nil || int(c.Peer.UID) != os.Getuid() || c.Peer.PID != os.Getpid() {
+			t.Errorf("audit %+v from %+v", e, c.Peer)
+		}
+	}
+}
+
+// TestUnixSocketOfRoot runs the allowed case as root, where an agent's uid cannot be
+// ours: the peer is a child with that uid.
+func TestUnixSocketAsAgent(t *testing.T) {
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	var s seen
+	r := newRig(t)
+	o := r.origin(s.record)
+	dir, err := os.MkdirTemp("", "proxy-test-")
+	must(t, err)
+	defer os.RemoveAll(dir)
+	must(t, os.Chmod(dir, 0o755))
+	path := filepath.Join(dir, "agent.sock")
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	must(t, os.Chmod(path, 0o666))
+	r.serve("claude", l)
+	r.configure(strings.Replace(apiPolicy(o.port), "uid: 1000", "uid: 54321", 1), apiSecrets())
+	for uid, want := range map[uint32]string{54321: "200", 54322: "403"} {
+		var out bytes.Buffer
+		proc := curl(uid, path, &out)
+		if err := proc.Run(); err != nil {
+			t.Fatalf("curl: %v", err)
+		}
+		if out.String() != want {
+			t.Errorf("uid %d: status %s, want %s", uid, out.String(), want)
+		}
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	s := newStream()
+	r := newRig(t)
+	r.api(s.serve)
+	idle := r.dial()
+	idle.send("DELETE /v1/files HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	if resp, _ := idle.answer("DELETE"); resp.StatusCode != 403 {
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	busy := r.dial()
+	busy.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	ended := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		ended <- r.srv.Shutdown(ctx)
+	}()
+	if !idle.closed() {
+		t.Error("the idle connection stays open")
+	}
+	if _, err := net.Dial("tcp", r.addr); err == nil {
+		t.Error("new connections are accepted")
+	}
+	s.say <- "data: last\n\n"
+	close(s.say)
+	if resp, body := busy.answer("GET"); resp.StatusCode != 200 || body != "data: last\n\n" {
+		t.Errorf("status %d %q", resp.StatusCode, body)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+func TestShutdownCutsWhatStays(t *testing.T) {
+	s := newStream()
+	r := newRig(t)
+	r.api(s.serve)
+	c := r.dial()
+	c.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	if _, err := http.ReadResponse(c.br, nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := r.srv.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Shutdown: %v", err)
+	}
+	if _, err := c.br.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the stream ended with %v", err)
+	}
+	within(t, 5*time.Second, s.gone)
+}
+
+func TestNoPolicy(t *testing.T) {
+	r := newRig(t)
+	if resp, body := r.get("GET", "/v1/models"); resp.StatusCode != 503 || !strings.Contains(body, "no policy") {
+		t.Errorf("status %d %s", resp.StatusCode, body)
+	}
+	if err := r.srv.Configure(Config{}); err == nil {
+		t.Error("a configuration without a policy was taken")
+	}
+	var s seen
+	o := r.origin(s.record)
+	r.configure(strings.Replace(apiPolicy(o.port), "name: claude", "name: somebody", 1), apiSecrets())
+	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 403 {
+		t.Errorf("an agent that the policy does not know: status %d", resp.StatusCode)
+	}
+	r.configure(apiPolicy(o.port), apiSecrets())
+	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 200 {
+		t.Errorf("control: status %d", resp.StatusCode)
+	}
+}
+
+// TestAgentsApart: each listener has its own routes and egress.
+func TestAgentsApart(t *testing.T) {
+	var s seen
+	r := newRig(t)
+	o := r.origin(s.record)
+	other := r.listen("codex").Addr().String()
+	r.configure(strings.Replace(apiPolicy(o.port), "credentials:", "  - {name: codex, uid: 1001, listen: \"127.0.0.1:8081\"}\ncredentials:", 1)+"    agents: [claude]\n", apiSecrets())
+	for addr, want := range map[string]int{r.addr: 200, other: 403} {
+		nc, err := net.Dial("tcp", addr)
+		must(t, err)
+		fmt.Fprintf(nc, "GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", addr)
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil || resp.StatusCode != want {
+			t.Errorf("%s: %v, %v", addr, resp, err)
+		}
+		_ = nc.Close()
+	}
+}

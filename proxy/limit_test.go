@@ -1,0 +1,258 @@
+package proxy
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"exitgate/policy"
+)
+
+// curl asks through a unix socket as another user.
+func curl(uid uint32, socket string, out io.Writer) *exec.Cmd {
+	cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", socket, "http://localhost/v1/models")
+	cmd.Stdout = out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	return cmd
+}
+
+// TestWindow: whatever is asked for and when, no interval of the window's length
+// holds more than the limit, and what is granted after the wait it names is granted.
+func TestWindow(t *testing.T) {
+	const limit = 100
+	type taken struct {
+		at time.Time
+		n  int64
+	}
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		w := window{step: time.Second}
+		now := time.Unix(1e9, 0)
+		var log []taken
+		granted := false
+		for range 2000 {
+			now = now.Add(time.Duration(rnd.Int64N(int64(3 * time.Second))))
+			n := rnd.Int64N(30) + 1
+			ok, wait := w.take(now, n, limit)
+			if !ok {
+				if wait <= 0 || wait > 61*time.Second {
+					t.Fatalf("wait %v", wait)
+				}
+				if rnd.IntN(10) == 0 {
+					now = now.Add(wait)
+					if ok, again := w.take(now, n, limit); !ok {
+						t.Fatalf("after %v: another %v", wait, again)
+					}
+					log = append(log, taken{now, n})
+				}
+				continue
+			}
+			granted = true
+			log = append(log, taken{now, n})
+			var sum int64
+			for _, l := range log {
+				if now.Sub(l.at) < time.Minute {
+					sum += l.n
+				}
+			}
+			if sum > limit {
+				t.Fatalf("%d within a minute", sum)
+			}
+		}
+		if !granted {
+			t.Fatal("nothing was ever granted")
+		}
+	}
+}
+
+func TestWindowClock(t *testing.T) {
+	w := window{step: time.Second}
+	now := time.Unix(1e9, 0)
+	if ok, _ := w.take(now, 10, 10); !ok {
+		t.Fatal("refused")
+	}
+	if ok, _ := w.take(now.Add(-time.Hour), 1, 10); ok {
+		t.Error("a clock that went back forgave")
+	}
+	if ok, wait := w.take(now, 11, 10); ok || wait <= 0 {
+		t.Error("more than the limit was granted")
+	}
+	if ok, _ := w.take(now.Add(61*time.Second), 10, 10); !ok {
+		t.Error("refused after a minute")
+	}
+	if ok, _ := w.take(now.Add(61*time.Second), 0, 10); ok {
+		t.Error("nothing more fits, and it does not say so")
+	}
+}
+
+func limits(yaml, l string) string {
+	return strings.Replace(yaml, "listen: 127.0.0.1:8080", "listen: 127.0.0.1:8080\n    limits: {"+l+"}", 1)
+}
+
+func TestRequestsPerMinute(t *testing.T) {
+	var clock atomic.Int64
+	clock.Store(time.Now().UnixNano())
+	var s seen
+	r := newRig(t, func(o *Options) { o.Now = func() time.Time { return time.Unix(0, clock.Load()) } })
+	o := r.origin(s.record)
+	r.configure(limits(apiPolicy(o.port), "requests_per_minute: 3"), apiSecrets())
+	c := r.dial()
+	for i := range 5 {
+		c.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+		resp, body := c.answer("GET")
+		e := r.event()
+		if i < 3 {
+			if resp.StatusCode != 200 {
+				t.Fatalf("status %d", resp.StatusCode)
+			}
+			continue
+		}
+		checkRefusal(t, resp, body)
+		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		if resp.StatusCode != 429 || err != nil || after < 1 || after > 61 || resp.Header.Get("X-Should-Retry") != "true" || !strings.Contains(body, "rate_limit_error") {
+			t.Errorf("status %d, %v, %s", resp.StatusCode, resp.Header, body)
+		}
+		if e.Event != "limit" || e.Decision != "deny" || e.Status != 429 {
+			t.Errorf("audit %+v", e)
+		}
+	}
+	// A reload forgives nothing; time does.
+	r.configure(limits(apiPolicy(o.port), "requests_per_minute: 3, connections: 99"), apiSecrets())
+	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 429 {
+		t.Errorf("after a reload: status %d", resp.StatusCode)
+	}
+	clock.Add(int64(62 * time.Second))
+	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 200 {
+		t.Errorf("a minute later: status %d", resp.StatusCode)
+	}
+}
+
+func TestConnectionLimit(t *testing.T) {
+	s := newStream()
+	r := newRig(t)
+	o := r.origin(s.serve)
+	r.configure(limits(apiPolicy(o.port), "connections: 2"), apiSecrets())
+	busy := r.dial()
+	busy.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	idle := r.dial()
+	eventually(t, "both to be counted", func() bool { return r.srv.Stats().Agents[0].Connections == 2 })
+	for range 3 {
+		resp, body := r.get("GET", "/v1/models")
+		checkRefusal(t, resp, body)
+		if resp.StatusCode != 429 || resp.Header.Get("Retry-After") == "" || !resp.Close {
+			t.Errorf("status %d %v", resp.StatusCode, resp.Header)
+		}
+		if e := r.event(); e.Event != "limit" || e.Decision != "deny" {
+			t.Errorf("audit %+v", e)
+		}
+	}
+	_ = idle.nc.Close()
+	eventually(t, "the idle one to be forgotten", func() bool { return r.srv.Stats().Agents[0].Connections == 1 })
+	if resp, _ := r.get("DELETE", "/v1/files"); resp.StatusCode != 403 {
+		t.Errorf("with room: status %d", resp.StatusCode)
+	}
+	close(s.say)
+}
+
+// TestTurnedAwayAreBounded: connections above the limit cannot make us hold more.
+func TestTurnedAwayAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.configure(limits(oneAgent, "connections: 1"), nil)
+	r.dial()
+	eventually(t, "the first to be counted", func() bool { return r.srv.Stats().Agents[0].Connections == 1 })
+	for range maxTurnedAway + 20 {
+		if nc, err := net.Dial("tcp", r.addr); err == nil {
+			t.Cleanup(func() { _ = nc.Close() })
+		}
+	}
+	eventually(t, "the others to be closed", func() bool { return len(r.srv.conns.list(nil)) <= 1+maxTurnedAway })
+}
+
+func TestUploadLimit(t *testing.T) {
+	var s seen
+	r := newRig(t)
+	o := r.origin(s.record)
+	post := func(c *raw, size int, chunked bool) (*http.Response, string) {
+		t.Helper()
+		if chunked {
+			c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n%s", r.addr, chunks(strings.Repeat("x", size), size))
+		} else {
+			c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", r.addr, size, strings.Repeat("x", size))
+		}
+		return c.answer("POST")
+	}
+	yaml := limits(apiPolicy(o.port), "upload_bytes_per_hour: 100000") +
+		fmt.Sprintf("egress:\n  - {host: plain.example.test, ports: [%d], addresses: [127.0.0.0/8]}\n", r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) }))
+	r.configure(yaml, apiSecrets())
+	if resp, _ := post(r.dial(), 50000, false); resp.StatusCode != 200 {
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	for _, chunked := range []bool{false, true} {
+		resp, body := post(r.dial(), 60000, chunked)
+		checkRefusal(t, resp, body)
+		if resp.StatusCode != 429 || resp.Header.Get("X-Should-Retry") != "false" {
+			t.Errorf("status %d %v", resp.StatusCode, resp.Header)
+		}
+	}
+	if s.count() != 1 {
+		t.Errorf("%d requests were served", s.count())
+	}
+	if resp, _ := post(r.dial(), 1000, false); resp.StatusCode != 200 {
+		t.Errorf("what fits: status %d", resp.StatusCode)
+	}
+	if resp, _ := post(r.dial(), 48000, false); resp.StatusCode != 200 && resp.StatusCode != 429 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+func TestTunnelUploadLimit(t *testing.T) {
+	r := newRig(t)
+	got := make(chan int64, 1)
+	port := r.rawTCP(func(c net.Conn) {
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	})
+	r.configure(limits(egressPolicy(port, "plain.example.test"), "upload_bytes_per_hour: 20000"), nil)
+	c := r.dial()
+	if status := c.connect(fmt.Sprintf("plain.example.test:%d", port)); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	for range 10 {
+		if _, err := io.WriteString(c.nc, strings.Repeat("x", 5000)); err != nil {
+			break
+		}
+	}
+	if !c.closed() {
+		t.Error("the tunnel stayed open")
+	}
+	if n := <-got; n > 20000 || n == 0 {
+		t.Errorf("%d bytes left, of at most 20000", n)
+	}
+	if e := r.event(); e.Event != "limit" || e.Decision != "deny" {
+		t.Errorf("audit %+v", e)
+	}
+	if status := r.dial().connect(fmt.Sprintf("plain.example.test:%d", port)); status != 429 && status != 200 {
+		t.Errorf("afterwards: status %d", status)
+	}
+}
+
+func TestDecisionLimitKey(t *testing.T) {
+	var c counters
+	c.init()
+	for i := range maxDecisions + 100 {
+		c.decision(policy.Event{Agent: "a", Event: "request", Rule: fmt.Sprint("route/", i), Decision: "allow"})
+	}
+	if n := len(c.decisions); n > maxDecisions+1 {
+		t.Errorf("%d kinds", n)
+	}
+}
