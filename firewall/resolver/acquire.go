@@ -12,8 +12,9 @@ import (
 // staleWait is the time for a fresh answer before a stale one is used (RFC 8767 section 5).
 const staleWait = 1800 * time.Millisecond
 
-// Acquire gives the addresses that may be dialled for a host and port, in the order to try, each pinned in the kernel until Release. It returns
-// after the kernel acknowledged them. Errors are *Error. The host is put into normal form first; the policy is asked before anything else is.
+// Acquire gives the addresses that may be dialled for a host and port, in the order to try, each pinned in
+// the kernel until Release. It returns after the kernel acknowledged them. Errors are *Error. The host is put
+// into normal form first; the policy is asked before anything else is.
 func (r *Resolver) Acquire(ctx context.Context, host string, port uint16) ([]netip.Addr, error) {
 	var patience <-chan time.Time // ends when a stale answer will do
 	stale := false
@@ -48,7 +49,8 @@ type pending struct {
 	stale  bool
 }
 
-// try pins what is known of a name. ready: the kernel has it all. Otherwise the addresses still need a commit, or there is a lookup to wait for.
+// try pins what is known of a name. ready: the kernel has it all. Otherwise the addresses still need a
+// commit, or there is a lookup to wait for.
 func (r *Resolver) try(host string, port uint16, stale bool) (addrs []netip.Addr, ready bool, w *pending, err error) {
 	now := r.cfg.Now()
 	r.mu.Lock()
@@ -121,8 +123,9 @@ func (r *Resolver) admitLocked(host string, port uint16, grant policy.Grant, now
 	return n
 }
 
-// usable gives what may be dialled now, or why nothing may be; neither means that a lookup must be waited for. old: a stale answer is there, and is
-// given when stale ones are asked for, or when it is too early for another lookup.
+// usable gives what may be dialled now, or why nothing may be; neither means that a lookup must be waited
+// for. old: a stale answer is there, and is given when stale ones are asked for, or when it is too early for
+// another lookup.
 func (n *name) usable(now time.Time, stale bool) (addrs []netip.Addr, failure error, old bool) {
 	if n.literal.IsValid() {
 		return []netip.Addr{n.literal}, nil, false
@@ -199,8 +202,8 @@ func (r *Resolver) nameLocked(host string) *name {
 	return r.table.names[h.String()]
 }
 
-// Release ends the use of addresses that Acquire gave for a host and port, once each. A grace follows in which they can be had again without the
-// kernel. Releasing what is not pinned does nothing.
+// Release ends the use of addresses that Acquire gave for a host and port, once each. A grace follows in
+// which they can be had again without the kernel. Releasing what is not pinned does nothing.
 func (r *Resolver) Release(host string, port uint16, addrs []netip.Addr) {
 	now := r.cfg.Now()
 	r.mu.Lock()
@@ -210,7 +213,8 @@ func (r *Resolver) Release(host string, port uint16, addrs []netip.Addr) {
 	}
 }
 
-// ReleaseAll ends every pin: whoever held them died. A Release that comes late would take pins that were made since.
+// ReleaseAll ends every pin: whoever held them died. A Release that comes late would take pins that were made
+// since.
 func (r *Resolver) ReleaseAll() {
 	now := r.cfg.Now()
 	r.mu.Lock()

@@ -272,6 +272,21 @@ func TestNoServerAnswers(t *testing.T) {
 	sameAddrs(t, g.get(t, "api.example.com", 443), "8.0.0.1")
 }
 
+// TestOtherServersAreTriedAtOnce: a failure of the servers before is no reason to wait.
+func TestOtherServersAreTriedAtOnce(t *testing.T) {
+	good := serve(t, zone("api.example.com. 60 IN A 8.0.0.1"))
+	bad := serve(t, rcode(dns.RcodeServerFailure))
+	g := newRig(t)
+	g.apply(t, load(t, example, bad.addr))
+	for range 6 {
+		g.refuse(t, "api.example.com", 443, ErrServer)
+		g.clock.add(backoffCap)
+	}
+	g.refuse(t, "api.example.com", 443, ErrServer)
+	g.apply(t, load(t, example, good.addr))
+	sameAddrs(t, g.get(t, "api.example.com", 443), "8.0.0.1")
+}
+
 func TestCallerThatStopsWaiting(t *testing.T) {
 	s := serve(t, nil)
 	g := newRig(t)
@@ -396,7 +411,8 @@ func TestHostsFileComesFirst(t *testing.T) {
 	}
 }
 
-// TestRecordChanges is the life of an address that DNS takes away: a connection on it lives on; lease and grace over, nobody new gets it.
+// TestRecordChanges is the life of an address that DNS takes away: a connection on it lives on; lease and
+// grace over, nobody new gets it.
 func TestRecordChanges(t *testing.T) {
 	s := serve(t, zone("api.example.com. 60 IN A 8.0.0.1"))
 	g := newRig(t)

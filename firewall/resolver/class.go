@@ -22,7 +22,8 @@ func ranges(pairs ...string) (list classes) {
 	return list
 }
 
-// Source: the IANA special-purpose address registries (RFC 6890 and updates), and addresses at which clouds serve credentials to whoever asks.
+// Source: the IANA special-purpose address registries (RFC 6890 and updates), and addresses at which clouds
+// serve credentials to whoever asks.
 var (
 	special4 = ranges(
 		"0.0.0.0/8", "this network",
@@ -63,9 +64,10 @@ var (
 	nat64 = netip.MustParsePrefix("64:ff9b::/96")
 )
 
-// Special says whether an address is of a range that a name may stand for only where its policy entry lists it, and which range that is. IPv4 in IPv6
-// is judged as what it reaches: ::ffff:a.b.c.d and 64:ff9b::a.b.c.d as a.b.c.d. 6to4 and Teredo are refused whatever they embed. allowed holds CIDRs
-// in the form the address has after Unmap.
+// Special says whether an address is of a range that a name may stand for only where its policy entry lists
+// it, and which range that is. IPv4 in IPv6 is judged as what it reaches: ::ffff:a.b.c.d and 64:ff9b::a.b.c.d
+// as a.b.c.d. 6to4 and Teredo are refused whatever they embed. allowed holds CIDRs in the form the address
+// has after Unmap.
 func Special(a netip.Addr, allowed []netip.Prefix) (why string, refused bool) {
 	a = a.Unmap()
 	if !a.IsValid() {

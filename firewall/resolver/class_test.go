@@ -56,7 +56,8 @@ func TestSpecialAddressesAreRefused(t *testing.T) {
 	}
 }
 
-// TestListedRangesAdmitNothingElse: an exception for one range is none for another, nor for the same address in another family's clothes.
+// TestListedRangesAdmitNothingElse: an exception for one range is none for another, nor for the same address
+// in another family's clothes.
 func TestListedRangesAdmitNothingElse(t *testing.T) {
 	ten := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	for addr, refused := range map[string]bool{
@@ -69,7 +70,8 @@ func TestListedRangesAdmitNothingElse(t *testing.T) {
 	}
 }
 
-// FuzzSpecial: an IPv4 address is judged alike in every form that reaches it, and nothing outside global unicast passes.
+// FuzzSpecial: an IPv4 address is judged alike in every form that reaches it, and nothing outside global
+// unicast passes.
 func FuzzSpecial(f *testing.F) {
 	f.Add([]byte{10, 0, 0, 1})
 	f.Add(netip.MustParseAddr("64:ff9b::a00:1").AsSlice())

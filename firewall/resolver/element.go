@@ -14,8 +14,8 @@ type element struct {
 	dirty   bool // listed in ledger.dirty
 }
 
-// ledger is what the kernel should hold and what it is known to hold. What to send follows from comparing the two, so that nothing is lost
-// by a failed commit: it stays to be sent.
+// ledger is what the kernel should hold and what it is known to hold. What to send follows from comparing the
+// two, so that nothing is lost by a failed commit: it stays to be sent.
 type ledger struct {
 	elements map[netip.AddrPort]*element
 	dirty    []*element
@@ -69,8 +69,8 @@ func (g *ledger) mark(e *element) {
 	}
 }
 
-// take gives what is to be sent. From here on an element about to be removed does not count as present: whoever wants it again meanwhile
-// has to commit, behind this one.
+// take gives what is to be sent. From here on an element about to be removed does not count as present:
+// whoever wants it again meanwhile has to commit, behind this one.
 func (g *ledger) take() (b batch) {
 	for _, e := range g.dirty {
 		e.dirty = false
@@ -89,7 +89,8 @@ func (g *ledger) take() (b batch) {
 	return b
 }
 
-// settle records the outcome of a batch. After an error nothing is known of its elements, so all are to be sent again.
+// settle records the outcome of a batch. After an error nothing is known of its elements, so all are to be
+// sent again.
 func (g *ledger) settle(b batch, err error) {
 	for _, e := range b.add {
 		e.present = err == nil
@@ -107,7 +108,8 @@ func (g *ledger) settle(b batch, err error) {
 	}
 }
 
-// forget drops an element that nobody wants and the kernel does not have. Another of the same endpoint may have taken its place.
+// forget drops an element that nobody wants and the kernel does not have. Another of the same endpoint may
+// have taken its place.
 func (g *ledger) forget(e *element) {
 	if e.holders == 0 && !e.maybe && g.elements[e.at] == e {
 		delete(g.elements, e.at)

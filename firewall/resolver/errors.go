@@ -22,7 +22,8 @@ const (
 	KindInternal = "internal"
 )
 
-// Error says why a name has no address to dial. No part of it quotes bytes that came from a DNS server, so it may be shown to anybody.
+// Error says why a name has no address to dial. No part of it quotes bytes that came from a DNS server, so it
+// may be shown to anybody.
 type Error struct {
 	Host string // the name asked for, in normal form; "" if it has none
 	Kind string // one of the Kind words

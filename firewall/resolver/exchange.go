@@ -14,7 +14,8 @@ import (
 // udpBuffer is larger than what we ask for; a datagram that fills it may have been cut.
 const udpBuffer = 4096
 
-// exchange asks one server one question, each leg within a time: UDP with EDNS0, again without for a server that cannot, TCP for what is too long.
+// exchange asks one server one question, each leg within a time: UDP with EDNS0, again without for a server
+// that cannot, TCP for what is too long.
 func exchange(ctx context.Context, server netip.AddrPort, q question, timeout time.Duration) (reply, error) {
 	edns := true
 	r, err := overUDP(ctx, server, q, edns, timeout)

@@ -78,8 +78,8 @@ func (l *listing) equal(m *listing) bool {
 	return l.literal == m.literal && l.root == m.root && slices.EqualFunc(l.claims, m.claims, claim.equal)
 }
 
-// rangesOf are the special-purpose ranges a name may resolve to on one port. The list of names joins those of all its ports; the one answer that
-// counts for the proxy is Resolvable's.
+// rangesOf are the special-purpose ranges a name may resolve to on one port. The list of names joins those of
+// all its ports; the one answer that counts for the proxy is Resolvable's.
 func rangesOf(p *policy.Policy, n policy.Name, port uint16, now time.Time) []netip.Prefix {
 	if n.Root || n.Literal.IsValid() || len(n.Addresses) == 0 {
 		return n.Addresses
@@ -155,7 +155,8 @@ func (s *standing) add(l *listing) {
 	}
 }
 
-// restateLocked brings names in line with the policies in force: those of which the policies changed what they say, and those that wildcards allow.
+// restateLocked brings names in line with the policies in force: those of which the policies changed what
+// they say, and those that wildcards allow.
 func (r *Resolver) restateLocked(hosts []string, now time.Time) {
 	for _, host := range hosts {
 		n := r.table.names[host]
@@ -171,7 +172,8 @@ func (r *Resolver) restateLocked(hosts []string, now time.Time) {
 	r.table.trim(now)
 }
 
-// adoptLocked gives a name its standing. The leases it has cover a port that is new to it, so that needs no lookup.
+// adoptLocked gives a name its standing. The leases it has cover a port that is new to it, so that needs no
+// lookup.
 func (r *Resolver) adoptLocked(n *name, s standing, now time.Time) {
 	t := r.table
 	t.rerank(n, s.root)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,7 @@ func endpoint(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 // kernel is a set of endpoints as the kernel keeps it, and a check that commits never overlap.
 type kernel struct {
 	t       testing.TB
+	busy    atomic.Bool
 	mu      sync.Mutex
 	set     map[netip.AddrPort]bool
 	commits int
@@ -59,10 +61,11 @@ type kernel struct {
 func newKernel(t testing.TB) *kernel { return &kernel{t: t, set: map[netip.AddrPort]bool{}} }
 
 func (k *kernel) commit(add, del []netip.AddrPort) error {
-	if !k.mu.TryLock() {
+	if !k.busy.CompareAndSwap(false, true) {
 		k.t.Error("a commit overlaps another")
-		k.mu.Lock()
 	}
+	defer k.busy.Store(false)
+	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.gate != nil {
 		<-k.gate
@@ -261,7 +264,8 @@ type rig struct {
 	counts map[string]int
 }
 
-// newRig makes a resolver that knows no IPv6 and no address of this machine, with files below a directory of its own.
+// newRig makes a resolver that knows no IPv6 and no address of this machine, with files below a directory of
+// its own.
 func newRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
 	g := &rig{clock: newClock(), kernel: newKernel(t), counts: map[string]int{}}

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// parseHosts reads hosts(5): an address and its names a line, # to the end of the line a comment. Lines that make no sense are passed over, as libc
-// does. A name has at most maxAddrs addresses.
+// parseHosts reads hosts(5): an address and its names a line, # to the end of the line a comment. Lines that
+// make no sense are passed over, as libc does. A name has at most maxAddrs addresses.
 func parseHosts(data []byte) map[string][]netip.Addr {
 	hosts := map[string][]netip.Addr{}
 	for line := range bytes.Lines(data) {

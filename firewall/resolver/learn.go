@@ -34,7 +34,8 @@ type refusal struct {
 	why  string
 }
 
-// learn takes the outcome of a lookup into a name, its leases and the time of the next lookup. chance is in [0,1).
+// learn takes the outcome of a lookup into a name, its leases and the time of the next lookup. chance is in
+// [0,1).
 func (t *table) learn(n *name, out outcome, chance float64, now time.Time) (l lesson) {
 	private := false
 	if out.err == nil {
@@ -59,7 +60,8 @@ func (t *table) learn(n *name, out outcome, chance float64, now time.Time) (l le
 	return l
 }
 
-// sift drops the addresses that no claim admits. It gives those that were not reported before, and says whether some that pass are special-purpose.
+// sift drops the addresses that no claim admits. It gives those that were not reported before, and says
+// whether some that pass are special-purpose.
 func (t *table) sift(n *name, out outcome) (_ outcome, fresh []refusal, private bool) {
 	var passed, refused []netip.Addr
 	for _, a := range out.addrs {
@@ -98,7 +100,8 @@ func (t *table) succeed(n *name, out outcome, private bool, now time.Time) (ttl 
 	return ttl, t.absorb(n, n.answer, end, now)
 }
 
-// excuse is for failures that say nothing of the name: the last answer stays in use for a while, and so do its leases.
+// excuse is for failures that say nothing of the name: the last answer stays in use for a while, and so do
+// its leases.
 func (t *table) excuse(n *name, out outcome, chance float64, now time.Time) {
 	backoff := min(time.Second<<min(n.fails, 8), backoffCap)
 	n.fails++

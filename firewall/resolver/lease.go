@@ -30,7 +30,8 @@ func (c claim) equal(d claim) bool {
 	return c.port == d.port && c.root == d.root && slices.Equal(c.addresses, d.addresses)
 }
 
-// lease is one address of one name: in the kernel until its time is over, on a pinned port until the pin ends too.
+// lease is one address of one name: in the kernel until its time is over, on a pinned port until the pin ends
+// too.
 type lease struct {
 	slot  // when it ends; queued while it has something to lose by that
 	name  *name
@@ -59,8 +60,9 @@ func (l *lease) hold(port uint16) *hold {
 	return nil
 }
 
-// table is the state machine of names, leases and pins: pure, its clock is a parameter. An endpoint is wanted while some name whose claims admit it
-// holds it by a lease that has not ended or by a pin. The ledger turns that into commits.
+// table is the state machine of names, leases and pins: pure, its clock is a parameter. An endpoint is wanted
+// while some name whose claims admit it holds it by a lease that has not ended or by a pin. The ledger turns
+// that into commits.
 type table struct {
 	ledger
 	special func(netip.Addr, []netip.Prefix) (why string, refused bool)
@@ -155,7 +157,8 @@ func (t *table) end(l *lease) {
 	}
 }
 
-// grant gives a name an address until a time, or longer if it had longer; fresh says that it did not have the address before.
+// grant gives a name an address until a time, or longer if it had longer; fresh says that it did not have the
+// address before.
 func (t *table) grant(n *name, a netip.Addr, until, now time.Time) (l *lease, fresh bool) {
 	l = n.lease(a)
 	if l == nil {
@@ -241,7 +244,8 @@ func (t *table) nextExpiry() (at time.Time, ok bool) {
 	return at, ok
 }
 
-// pin counts a use of each address on a port and gives those that the claims admit; ready says that the kernel has them all.
+// pin counts a use of each address on a port and gives those that the claims admit; ready says that the
+// kernel has them all.
 func (t *table) pin(n *name, port uint16, addrs []netip.Addr, now time.Time) (pinned []netip.Addr, ready bool) {
 	pinned, ready = make([]netip.Addr, 0, len(addrs)), true
 	for _, a := range addrs {
@@ -279,7 +283,8 @@ func (t *table) pinOne(n *name, port uint16, a netip.Addr, now time.Time) *hold 
 	return h
 }
 
-// unpin ends one use of each address on a port. What was not pinned is passed over, so that an end told twice takes nothing from others.
+// unpin ends one use of each address on a port. What was not pinned is passed over, so that an end told twice
+// takes nothing from others.
 func (t *table) unpin(n *name, port uint16, addrs []netip.Addr, now time.Time) {
 	for _, a := range addrs {
 		l := n.lease(a)

@@ -191,7 +191,8 @@ func TestUnpinOfWhatIsNotPinned(t *testing.T) {
 	}
 }
 
-// TestRotationOfManyAddresses: 100 answers of 8 addresses each. The name's cap holds, and nothing that is pinned is evicted.
+// TestRotationOfManyAddresses: 100 answers of 8 addresses each. The name's cap holds, and nothing that is
+// pinned is evicted.
 func TestRotationOfManyAddresses(t *testing.T) {
 	b := newBench()
 	n := b.name("a.test", 443)
@@ -340,7 +341,8 @@ func TestReleaseAllEndsEveryPin(t *testing.T) {
 	}
 }
 
-// TestFailedCommits: whatever is lost, the next commit that works makes the kernel right, and what is not acknowledged is never taken for present.
+// TestFailedCommits: whatever is lost, the next commit that works makes the kernel right, and what is not
+// acknowledged is never taken for present.
 func TestFailedCommits(t *testing.T) {
 	for _, applied := range []bool{false, true} { // a lost acknowledgement looks like a failure
 		b := newBench()
@@ -393,7 +395,8 @@ func TestFailedCommits(t *testing.T) {
 	}
 }
 
-// TestRemovalUnderWay: an endpoint wanted again while its removal is with the kernel does not count as present, and comes back.
+// TestRemovalUnderWay: an endpoint wanted again while its removal is with the kernel does not count as
+// present, and comes back.
 func TestRemovalUnderWay(t *testing.T) {
 	b := newBench()
 	n := b.name("a.test", 443)
@@ -520,147 +523,6 @@ func TestOnlyAdmittedAddressesAreHeld(t *testing.T) {
 	b.holds(t)
 	if n.failure == nil || n.failure.Kind != KindAddress {
 		t.Errorf("failure %v", n.failure)
-	}
-}
-
-// model is the table's promise in its plainest form.
-type model struct {
-	leases map[string]map[netip.Addr]time.Time
-	pins   map[string]map[netip.AddrPort]int
-	gone   map[string]map[netip.Addr]bool
-	ports  map[string][]uint16
-}
-
-func (m *model) want(now time.Time) map[netip.AddrPort]bool {
-	set := map[netip.AddrPort]bool{}
-	for host, ports := range m.ports {
-		for _, port := range ports {
-			for a, until := range m.leases[host] {
-				if now.Before(until) {
-					set[netip.AddrPortFrom(a, port)] = true
-				}
-			}
-			for e, count := range m.pins[host] {
-				if count > 0 && e.Port() == port {
-					set[e] = true
-				}
-			}
-		}
-	}
-	return set
-}
-
-// TestTableAgainstAModel drives table and model by the same random steps; after each flush the kernel holds what the model wants.
-func TestTableAgainstAModel(t *testing.T) {
-	for seed := range uint64(60) {
-		runModel(t, rand.New(rand.NewPCG(seed, 7)))
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
-	}
-}
-
-func runModel(t *testing.T, r *rand.Rand) {
-	hosts := []string{"a.test", "b.test", "c.test"}
-	choices := [][]uint16{nil, {443}, {80, 443}, {80}}
-	b := newBench()
-	m := &model{map[string]map[netip.Addr]time.Time{}, map[string]map[netip.AddrPort]int{}, map[string]map[netip.Addr]bool{}, map[string][]uint16{}}
-	for _, h := range hosts {
-		m.leases[h], m.pins[h], m.gone[h] = map[netip.Addr]time.Time{}, map[netip.AddrPort]int{}, map[netip.Addr]bool{}
-		b.name(h, 443)
-		m.ports[h] = []uint16{443}
-	}
-	extend := func(h string, a netip.Addr, until time.Time) {
-		if until.After(m.leases[h][a]) {
-			m.leases[h][a] = until
-		}
-		m.gone[h][a] = false
-	}
-	for range 400 {
-		h := hosts[r.IntN(len(hosts))]
-		a, port := nth(1+r.IntN(5)), []uint16{80, 443}[r.IntN(2)]
-		n := b.names[h]
-		switch r.IntN(10) {
-		case 0, 1:
-			if n == nil || len(n.claims) == 0 {
-				continue
-			}
-			ttl := time.Duration(r.IntN(200)) * time.Second
-			b.answer(n, ttl, a, nth(9))
-			for _, x := range []netip.Addr{a, nth(9)} {
-				extend(h, x, b.now.Add(min(max(ttl, leaseFloor)+leaseGrace, leaseCap)))
-			}
-		case 2, 3:
-			if n == nil || !slices.Contains(m.ports[h], port) {
-				continue
-			}
-			_, live := b.table.elements[netip.AddrPortFrom(a, port)]
-			got, _ := b.pin(n, port, []netip.Addr{a}, b.now)
-			if len(got) != 1 {
-				t.Fatalf("pin of %v on %d: %v", a, port, got)
-			}
-			held := live && m.want(b.now)[netip.AddrPortFrom(a, port)] && (b.now.Before(m.leases[h][a]) || m.pins[h][netip.AddrPortFrom(a, port)] > 0)
-			if !held {
-				extend(h, a, b.now.Add(reconnect))
-			}
-			m.pins[h][netip.AddrPortFrom(a, port)]++
-		case 4, 5:
-			e := netip.AddrPortFrom(a, port)
-			if n == nil {
-				if m.pins[h][e] > 0 {
-					t.Fatalf("the pins of %s are forgotten", h)
-				}
-				continue
-			}
-			b.unpin(n, port, []netip.Addr{a}, b.now)
-			if m.pins[h][e] > 0 {
-				m.pins[h][e]--
-				if m.pins[h][e] == 0 && !m.gone[h][a] && b.now.Add(reconnect).After(m.leases[h][a]) {
-					m.leases[h][a] = b.now.Add(reconnect)
-				}
-			}
-		case 6:
-			ports := choices[r.IntN(len(choices))]
-			b.name(h, ports...)
-			m.ports[h] = ports
-		case 9:
-			if n != nil {
-				b.rerank(n, !n.root)
-			}
-		case 7:
-			b.pass(time.Duration(r.IntN(90)) * time.Second)
-		case 8:
-			if n == nil {
-				continue
-			}
-			b.vanish(n, b.now)
-			for x := range m.leases[h] {
-				m.leases[h][x], m.gone[h][x] = b.now, true
-			}
-		}
-		// A lease that holds nothing is forgotten, with its time.
-		for _, x := range hosts {
-			for y := range m.leases[x] {
-				if k := b.names[x]; k == nil || k.lease(y) == nil {
-					delete(m.leases[x], y)
-					delete(m.gone[x], y)
-				}
-			}
-		}
-		if r.IntN(3) == 0 {
-			b.flush(t)
-			want := m.want(b.now)
-			for e := range want {
-				if !b.kernel[e] {
-					t.Fatalf("%v is missing", e)
-				}
-			}
-			for e := range b.kernel {
-				if !want[e] {
-					t.Fatalf("%v is too much", e)
-				}
-			}
-		}
 	}
 }
 

@@ -100,8 +100,8 @@ func both(four, six <-chan outcome) outcome {
 	return merge(a, b)
 }
 
-// merge joins the outcomes of two families. What one of them has is enough, for a short time if the other failed; a name is not there only if both
-// say so.
+// merge joins the outcomes of two families. What one of them has is enough, for a short time if the other
+// failed; a name is not there only if both say so.
 func merge(a, b outcome) outcome {
 	if len(a.addrs) == 0 {
 		a, b = b, a
@@ -225,7 +225,8 @@ func (a *asker) note(server netip.AddrPort, err error) {
 	a.silent[server] = time.Now()
 }
 
-// order puts the servers that were silent lately behind the others: with a dead first server each lookup would take its timeout.
+// order puts the servers that were silent lately behind the others: with a dead first server each lookup
+// would take its timeout.
 func (a *asker) order(servers []netip.AddrPort) []netip.AddrPort {
 	a.mu.Lock()
 	defer a.mu.Unlock()

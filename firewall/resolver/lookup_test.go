@@ -286,7 +286,8 @@ func TestBothFamilies(t *testing.T) {
 	}
 }
 
-// TestOneFamilyIsEnough: a server that is silent about the other does not hold the lookup up to its end, nor is it taken for an answer.
+// TestOneFamilyIsEnough: a server that is silent about the other does not hold the lookup up to its end, nor
+// is it taken for an answer.
 func TestOneFamilyIsEnough(t *testing.T) {
 	four := zone(record)
 	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {

@@ -68,8 +68,8 @@ func (n *name) claimed(port uint16) bool {
 // idle says that nothing would miss the name.
 func (n *name) idle() bool { return n.pins == 0 && n.flight == nil }
 
-// open gives the name for a host, new if need be. group is the wildcard that allows it, "" if an entry lists it. It is nil when the wildcard has too
-// many names in use.
+// open gives the name for a host, new if need be. group is the wildcard that allows it, "" if an entry lists
+// it. It is nil when the wildcard has too many names in use.
 func (t *table) open(host, group string, now time.Time) *name {
 	n := t.names[host]
 	if n == nil {

@@ -2,7 +2,8 @@ package resolver
 
 import "time"
 
-// slot is an item's place in a queue. pos is the index plus one, so that the zero value is an item that is not queued.
+// slot is an item's place in a queue. pos is the index plus one, so that the zero value is an item that is
+// not queued.
 type slot struct {
 	at  time.Time
 	pos int

@@ -8,10 +8,11 @@ import (
 	"exitgate/policy"
 )
 
-// SetPolicy takes a policy into force beside the one before; nil allows nothing. When it returns, Acquire answers for either, and the kernel has
-// every address of the new one that is known without a lookup; names that have none yet are looked up by Run. commitRemovals then takes the
-// older ones out of force and from the kernel. Its error says that the kernel refused; the older policies are out of force all the same, and
-// Run tries again. On an error of SetPolicy nothing has changed.
+// SetPolicy takes a policy into force beside the one before; nil allows nothing. When it returns, Acquire
+// answers for either, and the kernel has every address of the new one that is known without a lookup; names
+// that have none yet are looked up by Run. commitRemovals then takes the older ones out of force and from the
+// kernel. Its error says that the kernel refused; the older policies are out of force all the same, and Run
+// tries again. On an error of SetPolicy nothing has changed.
 func (r *Resolver) SetPolicy(p *policy.Policy) (commitRemovals func() error, err error) {
 	r.reload.Lock()
 	defer r.reload.Unlock()
@@ -52,7 +53,8 @@ func (r *Resolver) latestLocked() *generation {
 	return r.gens[len(r.gens)-1]
 }
 
-// withdraw takes the newest policy back, because its additions failed. What the kernel may hold of it is removed now or by Run.
+// withdraw takes the newest policy back, because its additions failed. What the kernel may hold of it is
+// removed now or by Run.
 func (r *Resolver) withdraw(override []netip.AddrPort) {
 	now := r.cfg.Now()
 	r.sys.check(now, true, override) // these servers were open before

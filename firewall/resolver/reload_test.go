@@ -132,7 +132,8 @@ func TestReloadsThatOvertakeEachOther(t *testing.T) {
 	g.refuse(t, "9.9.9.4", 443, ErrNotAllowed)
 }
 
-// TestExceptionAddedByReload: the last answer was robbed of what the new policy lists, so the name is looked up again.
+// TestExceptionAddedByReload: the last answer was robbed of what the new policy lists, so the name is looked
+// up again.
 func TestExceptionAddedByReload(t *testing.T) {
 	s := serve(t, zone("db.example.com. 60 IN A 10.0.0.1", "db.example.com. 60 IN A 8.0.0.1"))
 	g := newRig(t)
@@ -185,7 +186,8 @@ func TestGrantEndsOnTime(t *testing.T) {
 	}
 }
 
-// TestGrantEndsBetweenThePhases: what the new policy lists until now and the old one for longer goes with the old one.
+// TestGrantEndsBetweenThePhases: what the new policy lists until now and the old one for longer goes with the
+// old one.
 func TestGrantEndsBetweenThePhases(t *testing.T) {
 	g := newRig(t)
 	soon := "\n    expires: " + g.clock.now().Add(time.Minute).Format(time.RFC3339)

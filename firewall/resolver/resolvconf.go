@@ -20,8 +20,8 @@ type resolvConf struct {
 //
 //	# ExtServers: [8.8.8.8 host(127.0.0.53)]
 //
-// in which host(...) marks a server that dockerd asks from the host's namespace, out of our sight. The comment counts only beside the embedded DNS
-// that it is about.
+// in which host(...) marks a server that dockerd asks from the host's namespace, out of our sight. The
+// comment counts only beside the embedded DNS that it is about.
 func parseResolvConf(data []byte) (conf resolvConf) {
 	var forwards []netip.AddrPort
 	for line := range bytes.Lines(data) {

@@ -19,7 +19,8 @@ const (
 	routeLocal   = 0x80000000
 )
 
-// localAddrs lists the interfaces' addresses and the default gateways: what a name that an agent may reach must not stand for.
+// localAddrs lists the interfaces' addresses and the default gateways: what a name that an agent may reach
+// must not stand for.
 func localAddrs() (addrs []netip.Addr) {
 	list, _ := net.InterfaceAddrs()
 	for _, a := range list {
@@ -33,8 +34,8 @@ func localAddrs() (addrs []netip.Addr) {
 	return slices.Compact(addrs)
 }
 
-// gateways4 reads the gateways of default routes from /proc/net/route: Iface Destination Gateway Flags ... Mask, in hexadecimal, addresses in the
-// machine's byte order.
+// gateways4 reads the gateways of default routes from /proc/net/route: Iface Destination Gateway Flags ...
+// Mask, in hexadecimal, addresses in the machine's byte order.
 func gateways4(table []byte) (list []netip.Addr) {
 	for line := range bytes.Lines(table) {
 		f := strings.Fields(string(line))
@@ -61,7 +62,8 @@ type route6 struct {
 	device  string
 }
 
-// routes6 reads /proc/net/ipv6_route: destination, its length, source, its length, gateway, metric, references, uses, flags, device.
+// routes6 reads /proc/net/ipv6_route: destination, its length, source, its length, gateway, metric,
+// references, uses, flags, device.
 func routes6(table []byte) (list []route6) {
 	for line := range bytes.Lines(table) {
 		f := strings.Fields(string(line))

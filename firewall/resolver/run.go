@@ -15,8 +15,9 @@ const (
 	pause      = 250 * time.Millisecond // between two looks at what is due, so that thousands of leases do not wake us one by one
 )
 
-// Run refreshes names ahead of their TTL, ends leases and grants that are over, watches hosts and resolv.conf, and retries commits that failed. It
-// returns when the context ends and every lookup has; Acquire looks nothing up after that.
+// Run refreshes names ahead of their TTL, ends leases and grants that are over, watches hosts and
+// resolv.conf, and retries commits that failed. It returns when the context ends and every lookup has;
+// Acquire looks nothing up after that.
 func (r *Resolver) Run(ctx context.Context) {
 	defer r.end()
 	timer := time.NewTimer(0)
@@ -146,8 +147,9 @@ func (r *Resolver) heedLocked(c change, now time.Time) {
 	}
 }
 
-// Prewarm looks up the exact names that are not known yet, many at once. It waits for those that the policy requires, where it requires any, else for
-// all, or until the context ends; what is left then is Run's. Its error names the required ones that have no address.
+// Prewarm looks up the exact names that are not known yet, many at once. It waits for those that the policy
+// requires, where it requires any, else for all, or until the context ends; what is left then is Run's. Its
+// error names the required ones that have no address.
 func (r *Resolver) Prewarm(ctx context.Context) error {
 	required, rest := r.cold()
 	r.warm(ctx, required)

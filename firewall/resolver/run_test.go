@@ -126,7 +126,8 @@ func TestUsedNamesAreKeptFreshForAWhile(t *testing.T) {
 	})
 }
 
-// TestStaleAnswerWhileServersAreDead: callers wait a little for a fresh answer, then get the old one, for an hour.
+// TestStaleAnswerWhileServersAreDead: callers wait a little for a fresh answer, then get the old one, for an
+// hour.
 func TestStaleAnswerWhileServersAreDead(t *testing.T) {
 	bubble(t, "root:\n  - host: deb.debian.org\n    ports: [443]\n"+hosts("api.example.com"), func(t *testing.T, g *rig, d *dial) {
 		g.Release("api.example.com", 443, g.get(t, "api.example.com", 443))
@@ -222,8 +223,9 @@ func TestHostsFileChangeReachesRootNames(t *testing.T) {
 	})
 }
 
-// TestEverythingAtOnce: callers, reloads, expiry and a kernel that fails now and then. What Acquire gives is in the kernel when it gives it, unless
-// a reload took it away; in the end the kernel holds what the state says.
+// TestEverythingAtOnce: callers, reloads, expiry and a kernel that fails now and then. What Acquire gives is
+// in the kernel when it gives it, unless a reload took it away; in the end the kernel holds what the state
+// says.
 func TestEverythingAtOnce(t *testing.T) {
 	names := []string{"a.example.com", "b.example.com", "c.example.com", "x.wild.example.com", "y.wild.example.com"}
 	policies := []string{hosts(names[:3]...) + "  - host: '*.wild.example.com'\n", hosts(names[0], names[1]), hosts(names[0], "9.9.9.9") + "  - host: '*.wild.example.com'\n"}

@@ -37,8 +37,8 @@ func (f *facts) servers() []netip.AddrPort {
 	return f.conf.servers
 }
 
-// open are the ones the kernel lets through: those asked, and those Docker's embedded DNS forwards to from inside this namespace. A list in the
-// policy is exhaustive.
+// open are the ones the kernel lets through: those asked, and those Docker's embedded DNS forwards to from
+// inside this namespace. A list in the policy is exhaustive.
 func (f *facts) open() []netip.AddrPort {
 	list := slices.Clone(f.servers())
 	if len(f.override) == 0 {
@@ -93,8 +93,8 @@ func (s *system) special(a netip.Addr, allowed []netip.Prefix) (why string, refu
 	return "", false
 }
 
-// read looks at the system. A file that did not change is not read again; one that cannot be read, and a resolv.conf without a server
-// where there was one (a runtime is rewriting it), leave what was known.
+// read looks at the system. A file that did not change is not read again; one that cannot be read, and a
+// resolv.conf without a server where there was one (a runtime is rewriting it), leave what was known.
 func (s *system) read(old *facts, override []netip.AddrPort) *facts {
 	f := *old
 	f.override = override
@@ -136,8 +136,8 @@ type change struct {
 	local   bool
 }
 
-// check looks at the system again if that was long ago, or by force with another override. Config.Resolvers is called before other servers are
-// used; its error leaves everything as it was.
+// check looks at the system again if that was long ago, or by force with another override. Config.Resolvers
+// is called before other servers are used; its error leaves everything as it was.
 func (s *system) check(now time.Time, force bool, override []netip.AddrPort) (change, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

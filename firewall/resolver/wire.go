@@ -30,7 +30,8 @@ type question struct {
 	qtype dnsmessage.Type
 }
 
-// reply is what one answer says: addresses found along the chain of aliases from the question, and where the chain ends.
+// reply is what one answer says: addresses found along the chain of aliases from the question, and where the
+// chain ends.
 type reply struct {
 	rcode     dnsmessage.RCode
 	truncated bool
@@ -57,12 +58,14 @@ func (q question) pack(id uint16, edns bool) ([]byte, error) {
 	return b.Finish()
 }
 
-// parse reads an answer to q. errMismatch: it answers something else, and the real answer may still come. Any other error is the server's fault.
+// parse reads an answer to q. errMismatch: it answers something else, and the real answer may still come. Any
+// other error is the server's fault.
 func (q question) parse(msg []byte, id uint16) (reply, error) {
 	return guarded(func() (reply, error) { return q.read(msg, id) })
 }
 
-// guarded turns a panic into an error: the parser is not ours, and whatever a message does to it must not end the process that keeps the fence.
+// guarded turns a panic into an error: the parser is not ours, and whatever a message does to it must not end
+// the process that keeps the fence.
 func guarded(read func() (reply, error)) (r reply, err error) {
 	defer func() {
 		if recover() != nil {
@@ -134,7 +137,8 @@ type address struct {
 	ttl   uint32
 }
 
-// answers collects the address and alias records of the question's type and class; complete says that all records were seen.
+// answers collects the address and alias records of the question's type and class; complete says that all
+// records were seen.
 func (q question) answers(p *dnsmessage.Parser) (list records, complete bool, err error) {
 	list.alias = map[string]alias{}
 	for range maxRecords {
