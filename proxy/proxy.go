@@ -113,6 +113,7 @@ type Config struct {
 	Policy     *policy.Policy
 	Generation uint64
 	Secrets    map[string]Secret // by credential name
+	Retired    [][]byte          // values that were in use before this process began: scrubbed, never sent
 }
 
 // Secret is a credential's value, or why there is none. Whatever prints it

@@ -83,6 +83,11 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 // scrubSet gives n its automaton: that of old while the secrets are the same.
 func (s *Server) scrubSet(n *snapshot, c Config, old *snapshot) {
 	changed := old == nil
+	for _, v := range c.Retired {
+		if !slices.ContainsFunc(s.known, func(k []byte) bool { return bytes.Equal(k, v) }) {
+			changed = s.remember(v) || changed
+		}
+	}
 	for i := range c.Policy.Credentials {
 		name := c.Policy.Credentials[i].Name
 		for _, v := range append(n.creds[name].needles(), c.Secrets[name].Value) {

@@ -61,7 +61,7 @@ func (p *proxyProcess) configure(c *wire.Configure, files []*os.File) (string, e
 	if err != nil {
 		return "", err
 	}
-	config := proxy.Config{Policy: loaded, Generation: c.Generation, Secrets: make(map[string]proxy.Secret)}
+	config := proxy.Config{Policy: loaded, Generation: c.Generation, Secrets: make(map[string]proxy.Secret), Retired: c.Retired}
 	for name, s := range c.Secrets {
 		config.Secrets[name] = proxy.Secret{Value: s.Value, Broken: s.Broken}
 	}
