@@ -30,6 +30,8 @@ func main() {
 			os.Exit(supervise.Stage())
 		case "probe":
 			os.Exit(runProbe())
+		case "inner":
+			os.Exit(runInner())
 		}
 	}
 	os.Exit(execute(&environment{

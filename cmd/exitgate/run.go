@@ -22,22 +22,33 @@ const drainGrace = 3 * time.Second
 
 func newRunCommand(env *environment) *cobra.Command {
 	var r runner
+	var isolate bool
+	var binds []string
 	c := &cobra.Command{
-		Use:   "run [--policy FILE] [--agent NAME] [-- COMMAND [ARG ...]]",
+		Use:   "run [--policy FILE] [--agent NAME] [--isolate [--bind PATH[:ro]] ...] [-- COMMAND [ARG ...]]",
 		Short: "fence this network namespace, start the proxy, then COMMAND as the agent",
 		Long: "Closes the network namespace, starts the proxy that holds the credentials, and runs COMMAND as the agent, which can\n" +
 			"reach the proxy and nothing else. Without COMMAND it does so for processes that others start (sidecar), until a signal.\n\n" +
+			isolateHelp + "\n\n" +
 			"The exit code is COMMAND's; 128+n when a signal ended it; 125 when COMMAND never ran; 126 and 127 when it could not be\n" +
 			"executed or was not found.",
 		Example: "  exitgate run --policy /etc/exitgate/policy.yaml -- claude\n" +
-			"  docker run --cap-add NET_ADMIN --security-opt no-new-privileges IMAGE exitgate run -- npm test",
+			"  docker run --cap-add NET_ADMIN --security-opt no-new-privileges IMAGE exitgate run -- npm test\n" +
+			"  sudo exitgate run --isolate --bind ~/.claude --policy policy.yaml -- claude",
 		RunE: func(_ *cobra.Command, argv []string) error {
 			r.argv = argv
+			if isolate {
+				r.isolate = &sandbox{binds: binds}
+			} else if len(binds) > 0 {
+				return ours(errors.New("--bind is for --isolate; without it the agent sees all that is here"))
+			}
 			return r.run(env)
 		},
 	}
 	c.Flags().SetInterspersed(false) // what follows COMMAND is COMMAND's
 	c.Flags().StringVar(&r.agent, "agent", "", "which agent COMMAND runs as (default: the first of the policy)")
+	c.Flags().BoolVar(&isolate, "isolate", false, "on a plain host: run COMMAND in namespaces of its own, with the working directory and nothing of the host's to write to or talk to")
+	c.Flags().StringArrayVar(&binds, "bind", nil, "with --isolate: show COMMAND this file or directory too; read-only with `PATH[:ro]`; repeatable")
 	c.Flags().BoolVar(&r.hostNetwork, "host-network", false, "insist on fencing the host's own network namespace")
 	return c
 }
@@ -48,17 +59,25 @@ type runner struct {
 	agent       string
 	argv        []string
 	hostNetwork bool
+	isolate     *sandbox        // nil: the agent shares our file system and pid namespace
+	control     *control.Server // nil until it listens
 	gone        <-chan struct{} // closed when there is nothing left to fence; nil: never
 }
 
-// run fences this process's own namespace.
+// run fences this process's own namespace, or a fresh one.
 func (r *runner) run(env *environment) error {
 	mode := "init"
-	if len(r.argv) == 0 {
+	switch {
+	case r.isolate != nil:
+		mode = "isolate"
+	case len(r.argv) == 0:
 		mode = "sidecar"
 	}
 	if err := r.begin(env, mode); err != nil {
 		return ours(err)
+	}
+	if r.isolate != nil {
+		return r.runIsolated()
 	}
 	if err := refuseHostNetwork(r.hostNetwork); err != nil {
 		return ours(err)
@@ -101,10 +120,21 @@ func (r *runner) hold(ctx context.Context) (int, error) {
 	defer stop(nil)
 	r.engine = r.newEngine()
 	defer r.drain()
+	defer func() {
+		if r.control != nil {
+			r.control.Close()
+		}
+	}()
 	if err := r.start(ctx); err != nil {
 		return 0, err
 	}
 	go r.engine.Run(ctx)
+	if r.isolate != nil {
+		defer r.isolate.close()
+		if err := r.enclose(); err != nil {
+			return 0, err
+		}
+	}
 	r.dropRights()
 	if r.settings.SelfTest {
 		if err := r.proveFence(ctx); err != nil {
@@ -149,6 +179,7 @@ func (r *runner) start(ctx context.Context) error {
 	if err := server.Listen(r.settings.Control); err != nil {
 		return err
 	}
+	r.control = server
 	if err := r.engine.Start(starting); err != nil {
 		return err
 	}
@@ -184,6 +215,9 @@ func (r *runner) dropRights() {
 
 // startAgent starts COMMAND as the agent, behind everything else.
 func (r *runner) startAgent() (*supervise.Child, error) {
+	if r.isolate != nil {
+		return r.isolate.startAgent(r)
+	}
 	c, err := r.command(r.agent, r.env.environ())
 	if err != nil {
 		return nil, err

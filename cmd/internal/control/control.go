@@ -116,6 +116,9 @@ func (s *Server) Serve(ctx context.Context) {
 	_ = server.Serve(&guarded{s.listener, s.Refuse})
 }
 
+// Close stops listening and removes the socket.
+func (s *Server) Close() error { return s.listener.Close() }
+
 // guarded drops connections of callers that may not call, before a byte is read.
 type guarded struct {
 	net.Listener

@@ -69,7 +69,7 @@ func (s *Supervisor) reap() {
 	stopped := s.waitLocked()
 	s.mu.Unlock()
 	if stopped != 0 {
-		s.agentStopped(stopped)
+		s.AgentStopped(stopped)
 	}
 }
 

@@ -47,6 +47,21 @@ func (s *Supervisor) StartAgent(c Command) (*Child, error) {
 	return agent, nil
 }
 
+// Adopt makes a process that Start started the agent: the first one of a pid namespace of its own, which the kernel empties at
+// its end. It returns ErrInterrupted if a signal to end has come already.
+func (s *Supervisor) Adopt(child *Child) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.interrupted:
+		return ErrInterrupted
+	default:
+	}
+	signal.Ignore(unix.SIGTTOU) // as in StartAgent: a log line, or the terminal's mode, from the background
+	s.agent = child
+	return nil
+}
+
 // startStageLocked starts `exitgate stage` as p says, which has three Files, and gives it its order.
 func (s *Supervisor) startStageLocked(o order, p Process) (*Child, error) {
 	b, err := json.Marshal(o)
@@ -77,7 +92,8 @@ func (s *Supervisor) startLocked(p Process) (*Child, error) {
 		return nil, fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	defer closeAll(fds)
-	attr := &syscall.ProcAttr{Env: p.Env, Files: fds, Sys: &syscall.SysProcAttr{Setsid: p.Setsid, Setpgid: p.NewGroup}}
+	attr := &syscall.ProcAttr{Env: p.Env, Files: fds, Sys: &syscall.SysProcAttr{
+		Setsid: p.Setsid, Setpgid: p.NewGroup, Cloneflags: p.Namespaces}}
 	lend := p.Foreground && s.tty.oursToLend()
 	if p.Foreground {
 		attr.Sys.Setpgid, attr.Sys.Foreground = true, lend

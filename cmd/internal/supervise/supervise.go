@@ -16,6 +16,8 @@ package supervise
 import (
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Identity is who the agent is. It has no supplementary groups.
@@ -39,6 +41,9 @@ type Options struct {
 	Grace  time.Duration        // between TERM and KILL for what an agent leaves behind
 	Hangup func()               // called for a HUP that is not a terminal's; must not block; may be nil
 	Log    func(string, ...any) // printf; must not block; nil: silence
+	// Stopped is told of the signal that stopped the agent, where another process decides what follows: whoever holds the
+	// terminal that a shell gave us. It must not block. nil: this Supervisor decides.
+	Stopped func(sig unix.Signal)
 }
 
 // Process is a program to start that is not an agent.
@@ -49,5 +54,6 @@ type Process struct {
 	Files      []*os.File // descriptors 0, 1, 2, ...; nil entries are /dev/null. Their modes stay as they are
 	Setsid     bool       // own session: never the terminal
 	NewGroup   bool       // own process group
+	Namespaces uintptr    // CLONE_NEW* of those it is to have for itself
 	Foreground bool       // own process group, and the terminal's foreground one where there is a terminal and it is ours to lend
 }

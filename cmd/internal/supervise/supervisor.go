@@ -19,6 +19,7 @@ type Supervisor struct {
 	grace   time.Duration
 	hangup  func()
 	log     func(string, ...any)
+	stopped func(unix.Signal)
 	signals chan os.Signal
 	tty     *terminal // nil: no controlling terminal
 
@@ -36,7 +37,7 @@ type Supervisor struct {
 // it takes the Go runtime's default action, and a first process that TERM ends so exits with status 2.
 func New(o Options) *Supervisor {
 	s := &Supervisor{
-		grace: o.Grace, hangup: o.Hangup, log: o.Log,
+		grace: o.Grace, hangup: o.Hangup, log: o.Log, stopped: o.Stopped,
 		signals:     make(chan os.Signal, 256),
 		interrupted: make(chan struct{}),
 		hurry:       make(chan struct{}),

@@ -15,6 +15,9 @@ const (
 // sweep ends what the agent left running: TERM, the grace, KILL. Whoever is left then goes with this process if it is the first
 // of its pid namespace.
 func (s *Supervisor) sweep() {
+	if len(s.command.Argv) == 0 {
+		return // an adopted agent took everything with it
+	}
 	if s.remaining() == 0 {
 		return
 	}

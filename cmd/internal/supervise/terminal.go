@@ -96,11 +96,12 @@ func (t *terminal) isLent() bool {
 	return t.lent
 }
 
-// agentStopped continues an agent that has stopped itself, or stops with it where a shell can continue both.
-func (s *Supervisor) agentStopped(sig unix.Signal) {
+// AgentStopped continues an agent that has stopped itself, or stops with it where a shell can continue both. An adopted
+// agent's first process, which cannot be stopped itself, has it called.
+func (s *Supervisor) AgentStopped(sig unix.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.agent.ended {
+	if s.agent == nil || s.agent.ended {
 		return
 	}
 	switch forTerminal := sig == unix.SIGTTIN || sig == unix.SIGTTOU; {
@@ -108,6 +109,8 @@ func (s *Supervisor) agentStopped(sig unix.Signal) {
 		// A shell has brought us to the foreground without a SIGCONT, since we had not stopped.
 		s.tty.lend(s.agent.PID)
 		s.signalAgentLocked(unix.SIGCONT)
+	case s.stopped != nil:
+		s.stopped(sig)
 	case resumable():
 		s.tty.reclaim()
 		_ = unix.Kill(0, unix.SIGTSTP) // the rest of our job: `exitgate run ... | less`
