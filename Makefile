@@ -22,7 +22,7 @@ race: ## the same packages under the race detector
 FUZZTIME ?= 60s
 fuzz: ## every fuzz target for FUZZTIME
 	@$(GO) list ./... | while read p; do $(GO) test -list '^Fuzz' $$p | grep ^Fuzz | while read f; do \
-		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done || exit 1; done
+		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$p || exit 1; done || exit 1; done
 
 bench: build ## figures, each beside its baseline in the same run
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) run ./integration/bench
