@@ -20,7 +20,11 @@ func (f *fence) hole(weaken func(*Ruleset), attack func() bool) {
 		f.t.Error("the attack got through the record")
 	}
 	f.weaken(weaken)
-	if !attack() {
+	through := false
+	for i := 0; i < 5 && !through; i++ { // some are a race that a busy machine may lose
+		through = attack()
+	}
+	if !through {
 		f.t.Error("the attack failed without the rule that stops it: the test proves nothing")
 	}
 	f.restore()

@@ -50,7 +50,9 @@ func OpenNetlink() (*Netlink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", explain(err))
 	}
-	if k.reader, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err == nil {
+	// The kernel fills what the last read offered, up to 32 KiB, and walks a set
+	// from its beginning for each: small buffers make a dump quadratic.
+	if k.reader, err = netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 64 << 10}); err == nil {
 		err = bigBuffers(k.reader)
 	}
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // State is what a kernel holds of our table.
@@ -174,6 +175,7 @@ type difference struct {
 	structure bool     // more than elements: the rules must be written anew
 	remove    []Object // what has to go first
 	add, del  []element
+	mended    time.Time // when the kernel had answered
 }
 
 func (d *difference) none() bool { return len(d.lines) == 0 }

@@ -64,7 +64,7 @@ func (w *Writer) check(k watchable, touched bool) []Drift {
 	if err == nil && (touched || moved) && w.rules != nil {
 		var d difference
 		if d, err = w.resync(); !d.none() {
-			w.found, err = append(w.found, Drift{What: d.lines, Repaired: err == nil, Err: err, Took: time.Since(start)}), nil
+			w.found, err = append(w.found, Drift{What: d.lines, Repaired: err == nil, Err: err, Took: d.mended.Sub(start)}), nil
 		}
 	}
 	found := w.found
@@ -86,7 +86,9 @@ func (w *Writer) resync() (difference, error) {
 	if d.none() {
 		return d, nil
 	}
-	if err := w.kernel.Commit(d.batch(w.rules)); err != nil {
+	err = w.kernel.Commit(d.batch(w.rules))
+	d.mended = time.Now()
+	if err != nil {
 		return d, err
 	}
 	return d, w.readBack(w.rules)
