@@ -83,6 +83,25 @@ func TestBecomeExitCodes(t *testing.T) {
 	}
 }
 
+// Whatever Become is called with, the command has descriptors 0 to 2, and securebits that cannot be undone.
+func TestBecomeInherited(t *testing.T) {
+	netnstest.RequireRoot(t)
+	passwd, err := os.Open("/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passwd.Close()
+	python := tool(t, "python3")
+	cmd := netnstest.Program("become", python, "-c", `
+import ctypes, os
+print("descriptors", os.listdir("/proc/self/fd"), "securebits", ctypes.CDLL(None).prctl(27, 0, 0, 0, 0))`)
+	cmd.ExtraFiles = []*os.File{passwd, passwd}
+	out, err := cmd.CombinedOutput()
+	if want := fmt.Sprintf("descriptors ['0', '1', '2', '3'] securebits %d\n", lockedSecurebits); err != nil || string(out) != want {
+		t.Errorf("%v: %q, want %q", err, out, want)
+	}
+}
+
 // A setuid program gives the agent nothing.
 func TestSetuid(t *testing.T) {
 	dir := openDir(t)

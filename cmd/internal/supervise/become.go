@@ -20,7 +20,7 @@ func Become(c Command) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	shareStreams(c.UID)
+	ShareStreams(c.UID)
 	if err := harden(c); err != nil {
 		return fmt.Errorf("harden the agent: %w", err)
 	}

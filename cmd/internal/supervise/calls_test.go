@@ -1,9 +1,11 @@
 package supervise
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -216,24 +218,31 @@ print("x32", "works" if got == os.getpid() else ctypes.get_errno())
 	}
 }
 
-// tool finds a program that tests need. Where CI is set it must be there.
+// tool finds a program that the agent can execute. Where CI is set it must be there.
 func tool(t testing.TB, name string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil && strings.Contains(path, "/shims/") { // pyenv's: below root's home, closed to agents
-		path, err = "/usr/bin/"+name, nil
-		if _, serr := os.Stat(path); serr != nil {
-			err = serr
+	dirs := append(filepath.SplitList(os.Getenv("PATH")), "/usr/local/go/bin", "/usr/bin")
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		if real, err := filepath.EvalSymlinks(path); err == nil && openToAll(real) && !strings.Contains(path, "/shims/") {
+			return path
 		}
 	}
-	if err == nil {
-		return path
-	}
 	if os.Getenv("CI") != "" {
-		t.Fatalf("%s must be installed where CI is set: %v", name, err)
+		t.Fatalf("%s must be installed, for all users, where CI is set", name)
 	}
-	t.Skipf("%s is not installed", name)
+	t.Skipf("%s is not installed for all users", name)
 	return ""
+}
+
+// openToAll reports whether every user may execute a file: root's home has tools of its own.
+func openToAll(path string) bool {
+	for ; path != "/"; path = filepath.Dir(path) {
+		if st, err := os.Stat(path); err != nil || st.Mode()&1 == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // No two rules of a filter are for one call: the second would never be asked.
@@ -253,6 +262,42 @@ func TestFilterUnambiguous(t *testing.T) {
 				t.Errorf("call %d has two rules", r.nr)
 			}
 			seen = append(seen, r.nr)
+		}
+	}
+}
+
+// What a filter says of numbers that no machine here makes: of other machines, of later kernels, of a cancelled call.
+func TestFilterNumbers(t *testing.T) {
+	const allowed, notThere, refused = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_ERRNO | int(unix.ENOSYS), unix.SECCOMP_RET_ERRNO | int(unix.EPERM)
+	for _, tc := range []struct {
+		name         string
+		arch, nr     uint32
+		agent, proxy int
+	}{
+		{"read", auditArch, unix.SYS_READ, allowed, allowed},
+		{"acct", auditArch, unix.SYS_ACCT, allowed, refused},
+		{"bpf", auditArch, unix.SYS_BPF, refused, refused},
+		{"the newest known", auditArch, newestKnown, allowed, refused},
+		{"of a later kernel", auditArch, newestKnown + 1, notThere, notThere},
+		{"cancelled by a tracer", auditArch, ^uint32(0), allowed, allowed},
+		{"x32", auditArch, 0x40000000 | unix.SYS_READ, notThere, notThere},
+		{"i386", unix.AUDIT_ARCH_I386, unix.SYS_READ, notThere, notThere},
+		{"arm", unix.AUDIT_ARCH_ARM, unix.SYS_READ, notThere, notThere},
+	} {
+		data := make([]byte, 64) // struct seccomp_data, in the byte order of the interpreter
+		binary.BigEndian.PutUint32(data[offNumber:], tc.nr)
+		binary.BigEndian.PutUint32(data[offArch:], tc.arch)
+		for name, c := range map[string]struct {
+			program []bpf.Instruction
+			want    int
+		}{"agent": {agentFilter(nil), tc.agent}, "proxy": {proxyFilter(1), tc.proxy}} {
+			vm, err := bpf.NewVM(c.program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := vm.Run(data); err != nil || got != c.want {
+				t.Errorf("%s, %s: %#x, %v, want %#x", name, tc.name, got, err, c.want)
+			}
 		}
 	}
 }

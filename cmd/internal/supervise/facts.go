@@ -10,7 +10,7 @@ import (
 type Facts struct {
 	NoNewPrivs  bool // was set by whoever started this process, and so is set for `docker exec` too
 	BoundingSet bool // can be emptied: CAP_SETPCAP
-	Kill        bool // processes of other uids can be signalled: CAP_KILL
+	Kill        bool // the agent can be signalled directly: CAP_KILL
 	Identity    bool // uids and gids can be changed: CAP_SETUID and CAP_SETGID
 	Seccomp     bool // without it no agent starts
 	Landlock    int  // version; 0: none, 4: TCP connect by port, 6: abstract sockets
@@ -47,7 +47,7 @@ func (f Facts) Gaps() (lines []string) {
 	}{
 		{f.Seccomp, "this kernel has no seccomp filters: agents cannot be started; use a kernel with CONFIG_SECCOMP_FILTER"},
 		{f.Identity, "the agent's uid cannot be taken; run with --cap-add SETUID --cap-add SETGID"},
-		{f.Kill, "signals cannot be forwarded to the agent; run with --cap-add KILL"},
+		{f.Kill, "each signal to the agent takes a process of its uid; run with --cap-add KILL"},
 		{f.BoundingSet, "the bounding set of the agent cannot be emptied; run with --cap-add SETPCAP"},
 		{f.NoNewPrivs, "setuid programs work in docker exec; run with --security-opt no-new-privileges"},
 		{f.Landlock >= 4, "Landlock cannot limit TCP connects by port; Linux 6.7 can, with landlock in the lsm= list"},

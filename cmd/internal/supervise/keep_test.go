@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,11 +24,15 @@ func keepProgram(args []string) int {
 		return 1
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(before)
-	if err := KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_KILL); err != nil {
+	if err := KeepOnly(capsIn(args[0])...); err != nil {
 		fmt.Println("keep:", err)
 	}
 	if err := threadsHave(args[0], args[1]); err != nil {
 		fmt.Println(err)
+		return 1
+	}
+	if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || dumpable != 0 {
+		fmt.Println("dumpable", dumpable, err)
 		return 1
 	}
 	agent, err := s.StartAgent(shell(`echo up; cat /proc/self/status; sleep 1000`))
@@ -35,10 +40,26 @@ func keepProgram(args []string) int {
 		fmt.Println(err)
 		return 1
 	}
+	// Started while SIGTTOU is ignored here.
+	if out, err := Output(context.Background(), s, []string{"cat", "/proc/self/status"}, nil, 10_000); err != nil || !strings.Contains(string(out), "SigIgn:\t0000000000000000") {
+		fmt.Printf("helper: %v\n%s\n", err, out)
+		return 1
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	fmt.Println("end", s.Run(ctx, agent))
 	return 0
+}
+
+// capsIn reads a set as /proc/PID/status writes it.
+func capsIn(hex string) (list []int) {
+	set, _ := strconv.ParseUint(hex, 16, 64)
+	for c := range 64 {
+		if capSet(set).has(c) {
+			list = append(list, c)
+		}
+	}
+	return list
 }
 
 func threadsHave(caps, bound string) error {
@@ -50,21 +71,24 @@ func threadsHave(caps, bound string) error {
 	return nil
 }
 
+// What is kept is enough to start an agent, and to end it: without CAP_KILL too, by a process of its uid.
 func TestKeepOnly(t *testing.T) {
 	const five = "00000000000011e0" // KILL 5, SETGID 6, SETUID 7, SETPCAP 8, NET_ADMIN 12
-	cmd := proxyCommand(t, "keep", five, five)
-	out, err := cmd.CombinedOutput()
-	said := string(out)
-	if err != nil {
-		t.Fatalf("%v: %s", err, said)
-	}
-	for _, want := range []string{`"BoundingSet":true`, `"Seccomp":true`, "\nup\n", "CapBnd:\t0000000000000000", "Groups:\t \n", "end 143"} {
-		if !strings.Contains(said, want) {
-			t.Errorf("no %q in:\n%s", want, said)
+	const withoutKill = "00000000000011c0"
+	for _, caps := range []string{five, withoutKill} {
+		out, err := proxyCommand(t, "keep", caps, caps).CombinedOutput()
+		said := string(out)
+		if err != nil {
+			t.Fatalf("%v: %s", err, said)
 		}
-	}
-	if strings.Contains(said, "log:") || strings.Contains(said, "keep:") {
-		t.Errorf("said:\n%s", said)
+		for _, want := range []string{`"BoundingSet":true`, `"Seccomp":true`, "\nup\n", "CapBnd:\t0000000000000000", "Groups:\t \n", "end 143"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: no %q in:\n%s", caps, want, said)
+			}
+		}
+		if strings.Contains(said, "log:") || strings.Contains(said, "keep:") {
+			t.Errorf("%s: said:\n%s", caps, said)
+		}
 	}
 }
 
@@ -83,7 +107,7 @@ func withoutSetpcapProgram(args []string) int {
 
 // With fewer capabilities than it asks for, KeepOnly keeps those it has; the agent is hardened but for its bounding set.
 func TestKeepOnlyWithoutSetpcap(t *testing.T) {
-	const four, withChroot = "00000000000010e0", "00000000000410e0"
+	const four, withChroot = "00000000000010e0", "00000000000410e0" // SYS_CHROOT is 18
 	out, err := proxyCommand(t, "without-setpcap", "keep", four, withChroot).CombinedOutput()
 	said := string(out)
 	if err != nil {

@@ -2,9 +2,10 @@ package supervise
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
-	"os/signal"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,6 +237,10 @@ func childrenProgram([]string) int {
 		}
 	}()
 	defer close(ctx)
+	if err := onlyThree(s); err != nil {
+		println(err.Error())
+		return 1
+	}
 	children := make([]*Child, 300)
 	for i := range children {
 		c, err := s.Start(Process{Name: "child", Path: "/bin/sh", Argv: []string{"sh", "-c", fmt.Sprintf("exit %d", i%256)}})
@@ -262,6 +267,26 @@ func childrenProgram([]string) int {
 		}
 	}
 	return 0
+}
+
+// onlyThree has a child list its descriptors: those it was given, and the one it lists them by.
+func onlyThree(s *Supervisor) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	c, err := s.Start(Process{Name: "ls", Path: "/bin/ls", Argv: []string{"ls", "/proc/self/fd"}, Files: []*os.File{nil, w, nil}})
+	w.Close()
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(r)
+	<-c.Done()
+	if got := strings.Fields(string(b)); err != nil || !slices.Equal(got, []string{"0", "1", "2", "3"}) {
+		return fmt.Errorf("a child has descriptors %q, %v", got, err)
+	}
+	return nil
 }
 
 func TestStatuses(t *testing.T) {
@@ -349,26 +374,34 @@ func TestStopped(t *testing.T) {
 	})
 }
 
-// Signals ignored by whoever started the gate are not ignored in the agent, and none is blocked.
+// Signals that whoever started the gate blocks or ignores are neither in the agent.
 func TestDispositions(t *testing.T) {
-	signal.Ignore(unix.SIGUSR2, unix.SIGHUP)
-	defer signal.Reset(unix.SIGUSR2, unix.SIGHUP)
-	const show = `grep -E 'Sig(Ign|Blk)|ShdPnd' /proc/self/status`
-	control, err := shellHere(show)
-	if err != nil || !strings.Contains(control, "SigIgn:\t0000000000000801") {
-		t.Fatalf("a child of this test ignores %q, %v; want HUP and USR2", control, err)
+	python := tool(t, "python3")
+	const show = `grep -E 'Sig(Ign|Blk)' /proc/self/status`
+	const wrap = `import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGUSR2])
+signal.signal(signal.SIGHUP, signal.SIG_IGN); signal.signal(signal.SIGRTMIN, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])`
+	control, err := exec.Command(python, "-c", wrap, "/bin/bash", "-c", show).CombinedOutput()
+	if err != nil || !strings.Contains(string(control), "SigBlk:\t0000000000002800") || strings.Contains(string(control), "SigIgn:\t0000000000000000") {
+		t.Fatalf("%v: a child of the wrapper has %q", err, control)
 	}
 	bothWays(t, func(t *testing.T, first bool) {
-		_, said := run(t, gateConfig{Command: shell(show)}, first)
+		g := &gate{transcript: &transcript{t: t}, cmd: gateCommand(t, gateConfig{Command: shell(show)}, first)}
+		g.cmd.Args = append([]string{python, "-c", wrap, g.cmd.Path}, g.cmd.Args[1:]...)
+		g.cmd.Path = python
+		if exe, err := os.Executable(); err == nil {
+			g.cmd.Args[3] = exe
+		}
+		g.cmd.Stdout, g.cmd.Stderr = g.transcript, g.transcript
+		g.start()
+		if code := g.wait(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
 		for _, want := range []string{"SigIgn:\t0000000000000000", "SigBlk:\t0000000000000000"} {
-			if !strings.Contains(said, want) {
-				t.Errorf("agent has\n%s\nwant %s", said, want)
+			if !strings.Contains(g.String(), want) {
+				t.Errorf("agent has\n%s\nwant %s", g, want)
 			}
 		}
 	})
-}
-
-func shellHere(script string) (string, error) {
-	out, err := exec.Command("bash", "-c", script).CombinedOutput()
-	return string(out), err
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,7 @@ var proxyBinary = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("build without cgo: %v: %s", err, out)
 	}
 	fd, err := unix.Open(dir+"/test", unix.O_PATH|unix.O_CLOEXEC, 0)
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), err
+	return fmt.Sprintf("/proc/self/fd/%d", fd), err // of the child, which has it until it is executed
 })
 
 func proxyCommand(t *testing.T, name string, args ...string) *exec.Cmd {
@@ -272,4 +273,53 @@ func TestProxyLandlock(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got[name], unix.EACCES)
 		}
 	}
+}
+
+// hardenedProgram is a proxy that waits.
+func hardenedProgram([]string) int {
+	fmt.Println(HardenProxy())
+	time.Sleep(time.Hour)
+	return 0
+}
+
+// Nobody of the proxy's own uid reads its memory, and it leaves none behind. Run as the agent's uid, since what tells
+// is that /proc belongs to root then.
+func TestProxyUndumpable(t *testing.T) {
+	owner := func(name string) (uid uint32, limits string) {
+		cmd := netnstest.As(proxyCommand(t, name), agentID.UID, agentID.GID)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		b := make([]byte, 100)
+		if n, _ := out.Read(b); string(b[:n]) != "<nil>\n" {
+			t.Fatalf("%s says %q", name, b[:n])
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid), &st); err != nil {
+			t.Fatal(err)
+		}
+		l, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Uid, string(l)
+	}
+	if uid, limits := owner("hardened"); uid != 0 || !strings.Contains(limits, "Max core file size        0                    0") {
+		t.Errorf("owner %d, limits:\n%s", uid, limits)
+	}
+	if uid, _ := owner("wait"); uid != agentID.UID {
+		t.Errorf("without hardening: owner %d", uid)
+	}
+}
+
+// waitProgram is a proxy that does not harden itself.
+func waitProgram([]string) int {
+	fmt.Println("<nil>")
+	time.Sleep(time.Hour)
+	return 0
 }

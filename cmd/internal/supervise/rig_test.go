@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 		"output":          outputProgram,
 		"keep":            keepProgram,
 		"without-setpcap": withoutSetpcapProgram,
+		"hardened":        hardenedProgram,
+		"wait":            waitProgram,
 		"become":          becomeProgram,
 		"exec":            execProgram,
 		"dial":            dialProgram,
@@ -305,7 +307,14 @@ func openDir(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		for _, pid := range processesOf(agentID.UID) { // left by a gate that failed
+			if strings.Contains(cmdlines([]int{pid}), dir) {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		os.RemoveAll(dir)
+	})
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}

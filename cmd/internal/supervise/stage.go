@@ -13,7 +13,8 @@ import (
 type order struct {
 	Command
 	Helper  bool          `json:"helper,omitempty"`  // the command is no agent: it keeps the uid, without capabilities
-	Signals []unix.Signal `json:"signals,omitempty"` // no command: as the agent, send these to every process it may signal
+	Signals []unix.Signal `json:"signals,omitempty"` // no command: as the agent, send these
+	Target  int           `json:"target,omitempty"`  // to this, as kill takes it; 0: to every process the agent may signal
 }
 
 const stageFD = 3
@@ -43,9 +44,12 @@ func (o order) follow() error {
 	if err := harden(o.Command); err != nil {
 		return err
 	}
+	target := o.Target
+	if target == 0 {
+		target = -1 // all but the first process of the namespace and this one
+	}
 	for _, sig := range o.Signals {
-		// To all but the first process of the namespace and this one. That it may signal none of them is success to the kernel.
-		_ = unix.Kill(-1, sig)
+		_ = unix.Kill(target, sig)
 	}
 	return nil
 }

@@ -2,10 +2,11 @@ package supervise
 
 import "golang.org/x/sys/unix"
 
-// shareStreams lets uid open /dev/stdin, /dev/stdout and /dev/stderr, which are links to what descriptors 0 to 2 are.
+// ShareStreams lets uid open /dev/stdin, /dev/stdout and /dev/stderr, which are links to what descriptors 0 to 2 are.
 // A container engine makes these for root. What was not made for this process alone stays as it is: files, named pipes,
-// and a terminal that others will go on using. Best effort: what fails costs the reopening, and nothing else.
-func shareStreams(uid uint32) {
+// and a terminal that others will go on using. Best effort: what fails costs the reopening, and nothing else. Become does it
+// too; a first process does it before KeepOnly, since a terminal takes CAP_CHOWN.
+func ShareStreams(uid uint32) {
 	for fd := range 3 {
 		var st unix.Stat_t
 		if unix.Fstat(fd, &st) != nil || st.Uid == uid || int(st.Uid) != unix.Geteuid() {

@@ -116,12 +116,18 @@ func closeOnce(c chan struct{}) {
 }
 
 func (s *Supervisor) signalAgentLocked(sig unix.Signal) {
-	err := unix.Kill(-s.agent.PID, sig)
+	target := -s.agent.PID
+	err := unix.Kill(target, sig)
 	if errors.Is(err, unix.ESRCH) { // it has joined another group
-		err = unix.Kill(s.agent.PID, sig)
+		target = s.agent.PID
+		err = unix.Kill(target, sig)
 	}
 	if errors.Is(err, unix.EPERM) {
-		s.log("%v cannot be forwarded to the agent; run with --cap-add KILL", sig)
+		// Without CAP_KILL. A process with the agent's uid may, and takes some milliseconds.
+		_, err = s.startStageLocked(s.signalOrder(target, sig))
+	}
+	if err != nil {
+		s.log("%v cannot be forwarded to the agent: %v", sig, err)
 	}
 }
 
@@ -148,7 +154,12 @@ func (s *Supervisor) Run(ctx context.Context, agent *Child) int {
 	}
 	s.tty.reclaim()
 	s.sweep()
-	return agent.Status().ExitCode()
+	select {
+	case <-agent.done:
+		return agent.Status().ExitCode()
+	default: // it resists KILL; ending the first process of a pid namespace ends it
+		return Status{Signal: unix.SIGKILL}.ExitCode()
+	}
 }
 
 // end ends the agent's process group.
@@ -168,7 +179,11 @@ func (s *Supervisor) end(agent *Child) {
 		s.signalAgentLocked(unix.SIGKILL)
 	}
 	s.mu.Unlock()
-	<-agent.done
+	select {
+	case <-agent.done:
+	case <-time.After(killWait):
+		s.log("the agent could not be ended")
+	}
 }
 
 // within waits for done, for no longer than d, and not at all once a second signal asks for haste.

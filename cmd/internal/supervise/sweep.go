@@ -59,8 +59,7 @@ func (s *Supervisor) signalRemaining(sigs ...unix.Signal) {
 		return
 	}
 	s.mu.Lock()
-	o := order{Command: s.command, Signals: sigs}
-	child, err := s.startStageLocked(o, Process{Name: "stage", Files: []*os.File{nil, nil, os.Stderr}, NewGroup: true})
+	child, err := s.startStageLocked(s.signalOrder(0, sigs...))
 	s.mu.Unlock()
 	if err != nil {
 		s.log("end the agent's processes: %v", err)
@@ -71,6 +70,12 @@ func (s *Supervisor) signalRemaining(sigs ...unix.Signal) {
 	case <-time.After(killWait):
 		_ = child.Signal(unix.SIGKILL)
 	}
+}
+
+// signalOrder is a stage that signals target as the agent.
+func (s *Supervisor) signalOrder(target int, sigs ...unix.Signal) (order, Process) {
+	return order{Command: s.command, Signals: sigs, Target: target},
+		Process{Name: "stage", Files: []*os.File{nil, nil, os.Stderr}, NewGroup: true}
 }
 
 // gone waits until nothing is left, for no longer than d.

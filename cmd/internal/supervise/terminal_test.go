@@ -230,39 +230,50 @@ func TestTerminalTakenBack(t *testing.T) {
 	g.await("terminal ours true")
 }
 
-// As a job of a shell, the gate stops when its agent stops, and both go on.
-func TestJobOfAShell(t *testing.T) {
+// shellWithGate is an interactive shell on a terminal; typing $GATE runs the gate.
+func shellWithGate(t *testing.T, cfg gateConfig) *ttyGate {
+	t.Helper()
 	netnstest.RequireRoot(t)
-	b, err := json.Marshal(gateConfig{Grace: time.Second,
-		Command: shell(`echo ready; while read line; do echo "agent read $line"; done; exit 7`)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	job := netnstest.Program("gate", string(b))
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.Grace = time.Second
+	b, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("bash", "--norc", "--noprofile", "-i")
-	cmd.Env = append(job.Env, "PS1=prompt> ", "HISTFILE=", "TERM=dumb", "GATE="+exe, "CONFIG="+string(b))
-	cmd.SysProcAttr = netnstest.As(exec.Command("true"), 0, 0).SysProcAttr
+	cmd.Env = append(netnstest.Program("gate").Env, "PS1=prompt> ", "HISTFILE=", "TERM=dumb", "GATE="+exe, "CONFIG="+string(b))
+	cmd.SysProcAttr = &unix.SysProcAttr{}
 	g := startOnTerminal(t, cmd)
 	g.await("prompt> ")
+	return g
+}
+
+// answers waits until a line that is typed has come back from who reads it: the terminal's echo makes it two.
+func (g *ttyGate) answers(line, word string) {
+	g.t.Helper()
+	g.typed(line + "\n")
+	eventually(g.t, func() bool { return strings.Count(g.String(), word) == 2 }, g.String)
+}
+
+// As a job of a shell, the gate stops when its agent stops, and both go on, in the foreground or in the background.
+func TestJobOfAShell(t *testing.T) {
+	g := shellWithGate(t, gateConfig{Command: shell(`echo ready; while read line; do echo "agent read $line"; done; exit 7`)})
 	g.typed("$GATE \"$CONFIG\"\n")
 	g.await("ready")
 	g.typed("1\n")
 	g.await("agent read 1")
 	g.typed(ctrlZ)
 	g.await("Stopped")
-	g.typed("echo shell is back\n")
-	eventually(t, func() bool { return strings.Count(g.String(), "shell is back") == 2 }, g.String)
+	g.answers("echo shell is back", "shell is back")
 	g.typed("fg\n")
 	g.typed("2\n")
 	g.await("agent read 2")
 	g.typed(ctrlZ)
 	eventually(t, func() bool { return strings.Count(g.String(), "Stopped") == 2 }, g.String)
-	g.typed("bg; echo in background\n") // it reads, so it stops again at once
-	eventually(t, func() bool { return strings.Count(g.String(), "in background") == 2 }, g.String)
+	g.answers("bg; echo in background", "in background") // it reads, so it stops again at once
 	g.typed("fg\n")
 	g.typed("3\n")
 	g.await("agent read 3")
@@ -275,29 +286,43 @@ func TestJobOfAShell(t *testing.T) {
 
 // A gate in the background has no terminal to lend, and gets it when the shell brings it to the foreground.
 func TestBackgroundJob(t *testing.T) {
-	netnstest.RequireRoot(t)
-	b, err := json.Marshal(gateConfig{Grace: time.Second, Command: shell(`echo ready; sleep 0.3; read line; echo "agent read $line"; exit 7`)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("bash", "--norc", "--noprofile", "-i")
-	cmd.Env = append(netnstest.Program("gate").Env, "PS1=prompt> ", "HISTFILE=", "TERM=dumb", "GATE="+exe, "CONFIG="+string(b))
-	cmd.SysProcAttr = netnstest.As(exec.Command("true"), 0, 0).SysProcAttr
-	g := startOnTerminal(t, cmd)
-	g.await("prompt> ")
+	g := shellWithGate(t, gateConfig{Command: shell(`echo ready; sleep 0.3; read line; echo "agent read $line"; exit 7`)})
 	g.typed("$GATE \"$CONFIG\" &\n")
 	g.await("ready")
-	g.typed("echo shell reads\n")
-	eventually(t, func() bool { return strings.Count(g.String(), "shell reads") == 2 }, g.String)
+	g.answers("echo shell reads", "shell reads")
 	g.typed("fg\n")
 	g.typed("hello\n")
 	g.await("agent read hello")
 	g.typed("exit\n")
 	g.wait()
+}
+
+// A gate that ends in the background does not take the terminal from the shell it was lent by.
+func TestEndInBackground(t *testing.T) {
+	dir := openDir(t)
+	g := shellWithGate(t, gateConfig{Command: shell(`
+		trap 'ps -o tpgid= -p $$ | grep -q "^ *$$\$" && echo "agent has the terminal"' CONT
+		echo ready; until [ -e ` + dir + `/go ]; do sleep 0.05; done; exit 7`)})
+	g.typed("$GATE \"$CONFIG\"\n")
+	g.await("ready")
+	g.typed(ctrlZ)
+	g.await("Stopped")
+	g.typed("fg\n")
+	g.await("agent has the terminal") // by SIGCONT alone: it never reads
+	g.typed(ctrlZ)
+	eventually(t, func() bool { return strings.Count(g.String(), "Stopped") == 2 }, g.String)
+	g.typed("bg\n")
+	g.answers("ps -o tpgid= -p $$ | grep -c \"^ *$$\\$\"; echo before it ends", "before it ends")
+	g.typed("touch " + dir + "/go\n")
+	g.await("gate: end 7")
+	g.answers("ps -o tpgid= -p $$ | grep -c \"^ *$$\\$\"; echo after it ended", "after it ended")
+	g.typed("wait; echo code $?; exit 5\n")
+	if code := g.wait(); code != 5 {
+		t.Errorf("exit code %d, want 5", code)
+	}
+	if strings.Contains(g.String(), "terminal ours true") {
+		t.Errorf("the gate took the terminal:\n%s", g)
+	}
 }
 
 // No keystroke is put into the terminal by the agent, though it is the agent's own.
