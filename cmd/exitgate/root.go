@@ -51,7 +51,7 @@ func (e exitError) Unwrap() error { return e.err }
 
 // commands are all that exitgate can be told to do, as the help lists them.
 var commands = []func(*environment) *cobra.Command{
-	newRunCommand, newAttachCommand, newExecCommand,
+	newRunCommand, newAttachCommand, newHookCommand, newExecCommand,
 	newCheckCommand, newRulesCommand, newDiffCommand, newExplainCommand, newPresetsCommand,
 	newStatusCommand, newWatchCommand, newSuggestCommand, newReportCommand, newDoctorCommand, newReloadCommand, newVerifyCommand, newEnvCommand, newVersionCommand,
 }
