@@ -1,8 +1,6 @@
 package firewall
 
 import (
-	"slices"
-
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -32,8 +30,6 @@ func (r Rule) build(newSet func(oneOf) (string, uint32)) []expr.Any {
 
 func (b *builder) emit(e expr.Any) { b.exprs = append(b.exprs, e) }
 
-func (b *builder) anonymous(o oneOf) (string, uint32) { return b.newSet(o) }
-
 // load puts a field into the register at a slot of four bytes.
 func (b *builder) load(f Field, slot int) {
 	b.require(f)
@@ -61,9 +57,4 @@ func (b *builder) requireProto(proto byte) {
 	b.emit(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register})
 	b.emit(&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{proto}})
 	b.proto = proto
-}
-
-// sortedValues are an anonymous set's elements, in the order of their bytes.
-func (o oneOf) sortedValues() []constant {
-	return slices.SortedFunc(slices.Values(o.values), func(a, b constant) int { return slices.Compare(a.data, b.data) })
 }

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -37,7 +38,7 @@ func (k *Netlink) subscribe() (*netlink.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(c.SetReadBuffer(1<<20), c.SetBPF(filter), c.JoinGroup(groupNftables)); err != nil {
+	if err := cmp.Or(c.SetReadBuffer(1<<20), c.SetBPF(filter), c.JoinGroup(groupNftables)); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func receive(raw syscall.RawConn, buf []byte, f func([]byte)) (lost bool, err er
 			}
 		}
 	})
-	return lost, errors.Join(rerr, err)
+	return lost, cmp.Or(rerr, err)
 }
 
 // eachMessage takes a datagram apart. It returns false for bytes that are no

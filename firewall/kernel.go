@@ -29,10 +29,6 @@ type Batch struct {
 // Object is a chain, set or counter of the table, by kind and name.
 type Object struct{ Kind, Name string }
 
-func (b Batch) empty() bool {
-	return b.Install == nil && len(b.Remove) == 0 && len(b.add) == 0 && len(b.del) == 0
-}
-
 // Counter is a named counter's value since the table was made.
 type Counter struct{ Packets, Bytes uint64 }
 

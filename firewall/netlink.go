@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -73,14 +74,14 @@ func (k *Netlink) Close() error {
 	err := k.conn.CloseLasting()
 	for _, c := range []*netlink.Conn{k.reader, k.events} {
 		if c != nil {
-			err = errors.Join(err, c.Close())
+			err = cmp.Or(err, c.Close())
 		}
 	}
 	return err
 }
 
 func bigBuffers(c *netlink.Conn) error {
-	return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	return cmp.Or(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
 }
 
 // lowDescriptor refuses what would crash the library's select later.
@@ -253,7 +254,7 @@ func (k *Netlink) install(t *nftables.Table, rs *Ruleset) error {
 func (k *Netlink) constants(t *nftables.Table, o oneOf) (*nftables.Set, error) {
 	s := &nftables.Set{Table: t, Anonymous: true, Constant: true, KeyType: fields[o.field].typ}
 	var elements []nftables.SetElement
-	for _, v := range o.sortedValues() {
+	for _, v := range o.values {
 		elements = append(elements, nftables.SetElement{Key: v.data})
 	}
 	return s, k.conn.AddSet(s, elements)

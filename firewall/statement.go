@@ -114,7 +114,7 @@ func (o oneOf) String() string {
 
 func (o oneOf) build(b *builder) {
 	b.load(o.field, 0)
-	name, id := b.anonymous(o)
+	name, id := b.newSet(o)
 	b.emit(&expr.Lookup{SourceRegister: register, SetName: name, SetID: id})
 }
 

@@ -1,7 +1,6 @@
 package firewall
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -75,8 +74,10 @@ func (w *Writer) EnableDenyLog() error {
 		return err
 	}
 	if err := w.install(withDenyLog(record), got); err != nil {
-		_, rerr := w.resync()
-		return errors.Join(fmt.Errorf("deny log: %w", err), rerr)
+		if _, rerr := w.resync(); rerr != nil {
+			return fmt.Errorf("deny log: %w; and on reading back: %w", err, rerr)
+		}
+		return fmt.Errorf("deny log: %w", err)
 	}
 	return nil
 }
