@@ -67,7 +67,7 @@ func (g *gate) newEngine() *engine.Engine {
 		Caller: func(client, server netip.AddrPort, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: client, Server: server}, a)
 		},
-		Denied: g.denyLog(),
+		DenyLog: g.denyLog,
 		Sender: func(d firewall.Denied, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: d.Src, Server: netip.AddrPortFrom(d.Addr, d.Port), UDP: d.Proto == unix.IPPROTO_UDP}, a)
 		},

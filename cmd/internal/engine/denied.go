@@ -32,10 +32,24 @@ type told struct {
 	since int
 }
 
+// openDenied opens the log beside the rest of the start, since it takes a transaction of its own.
+func (e *Engine) openDenied() (opened <-chan *firewall.DenyLog) {
+	ch := make(chan *firewall.DenyLog, 1)
+	go func() {
+		if e.DenyLog == nil {
+			ch <- nil
+			return
+		}
+		ch <- e.DenyLog()
+	}()
+	return ch
+}
+
 // readDenied audits what the fence refuses, until ctx ends.
-func (e *Engine) readDenied(ctx context.Context) {
+func (e *Engine) readDenied(ctx context.Context, log *firewall.DenyLog) {
+	defer log.Close()
 	seen := make(map[denial]told)
-	err := e.Denied.Read(ctx, func(d firewall.Denied) {
+	err := log.Read(ctx, func(d firewall.Denied) {
 		if e.hushed.Load() > 0 {
 			return
 		}

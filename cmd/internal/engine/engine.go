@@ -47,7 +47,7 @@ type Options struct {
 	Now        func() time.Time                                                          //
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
-	Denied     *firewall.DenyLog                                                         // nil: refused packets are counted, not audited
+	DenyLog    func() *firewall.DenyLog                                                  // nil, or returning nil: refused packets are counted, not audited
 	Sender     func(d firewall.Denied, a policy.Agent) (pid int, exe string)             // who sent a refused packet, for the audit; nil: unknown
 	Follow     bool                                                                      // reload when the policy file changes
 	Drift      time.Duration                                                             // how often the kernel's generation is polled, as a backstop
@@ -77,7 +77,8 @@ type Engine struct {
 	read    atomic.Pointer[sight]      // the policy file as it was when it was last read
 	hangups chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
 	ready   atomic.Bool
-	hushed  atomic.Int32 // self-tests under way
+	denied  *firewall.DenyLog // opened by Start, read by Run; nil: none
+	hushed  atomic.Int32      // self-tests under way
 	started time.Time
 
 	reloading sync.Mutex  // one reload at a time
