@@ -141,6 +141,7 @@ func (r *runner) hold(ctx context.Context) (int, error) {
 			return 0, err
 		}
 	}
+	r.engine.HearDenied(ctx)
 	var agent *supervise.Child
 	if len(r.argv) > 0 {
 		child, err := r.startAgent()

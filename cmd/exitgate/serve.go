@@ -30,6 +30,7 @@ func (g *gate) answer(s *control.Server) {
 		return g.additions(q.Get("agent"))
 	})
 	s.Handle("verify", func(ctx context.Context, q url.Values) (any, error) {
+		defer g.engine.Hush()()
 		return g.selfTest(ctx, q.Get("agent"))
 	})
 	s.Handle("explain", func(_ context.Context, q url.Values) (any, error) {

@@ -32,20 +32,17 @@ type told struct {
 	since int
 }
 
-// openDenied opens the log beside the rest of the start, since it takes a transaction of its own.
-func (e *Engine) openDenied() (opened <-chan *firewall.DenyLog) {
-	ch := make(chan *firewall.DenyLog, 1)
-	go func() {
-		if e.DenyLog == nil {
-			ch <- nil
-			return
-		}
-		ch <- e.DenyLog()
-	}()
-	return ch
+// HearDenied opens the deny log and audits what the fence refuses from then on, until ctx ends. It is called after the
+// self-test, whose attempts are nobody's, and before the agent's first instruction.
+func (e *Engine) HearDenied(ctx context.Context) {
+	if e.DenyLog == nil {
+		return
+	}
+	if log := e.DenyLog(); log != nil {
+		go e.readDenied(ctx, log)
+	}
 }
 
-// readDenied audits what the fence refuses, until ctx ends.
 func (e *Engine) readDenied(ctx context.Context, log *firewall.DenyLog) {
 	defer log.Close()
 	seen := make(map[denial]told)
@@ -117,7 +114,7 @@ func (e *Engine) agentOf(uid uint32) *policy.Agent {
 // hushTime is how long after a self-test its packets may still be on their way through the log.
 const hushTime = 100 * time.Millisecond
 
-// Hush keeps a self-test's own refusals out of the audit, until the function returned is called.
+// Hush keeps a later self-test's refusals out of the audit, until the function returned is called.
 func (e *Engine) Hush() (over func()) {
 	e.hushed.Add(1)
 	return func() { time.AfterFunc(hushTime, func() { e.hushed.Add(-1) }) }

@@ -77,8 +77,7 @@ type Engine struct {
 	read    atomic.Pointer[sight]      // the policy file as it was when it was last read
 	hangups chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
 	ready   atomic.Bool
-	denied  *firewall.DenyLog // opened by Start, read by Run; nil: none
-	hushed  atomic.Int32      // self-tests under way
+	hushed  atomic.Int32 // self-tests under way
 	started time.Time
 
 	reloading sync.Mutex  // one reload at a time

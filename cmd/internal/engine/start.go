@@ -28,12 +28,10 @@ func (e *Engine) Start(ctx context.Context) error {
 	}
 	e.current.Store(g)
 	e.proxy.target = g
-	opened := e.openDenied()
 	go e.proxy.run()
 	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
 		return err
 	}
-	e.denied = <-opened
 	if err := narrow(); err != nil {
 		return err
 	}
@@ -61,9 +59,6 @@ func (e *Engine) Run(ctx context.Context) {
 	go e.resolver.Run(ctx)
 	go e.watchDrift(ctx)
 	go e.secrets.Watch(ctx)
-	if e.denied != nil {
-		go e.readDenied(ctx, e.denied)
-	}
 	if e.Follow {
 		go e.follow(ctx)
 	}
