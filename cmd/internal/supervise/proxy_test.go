@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,31 +78,49 @@ var pinned []*byte // what system calls are given by address
 
 // proxyCalls all succeed in a process that is not hardened, run in this order: a file is there to remove, a directory to enter.
 func proxyCalls() []proxyCall {
-	at := func(dir, name string) uintptr { return cstring(filepath.Join(dir, name)) }
-	const cwd = ^uintptr(99) // AT_FDCWD, -100
+	return slices.Concat(openCalls(), fileCalls(), socketCalls(), processCalls(), ownCalls(), executeCalls())
+}
+
+const cwd = ^uintptr(99) // AT_FDCWD, -100
+
+func at(dir, name string) uintptr { return cstring(filepath.Join(dir, name)) }
+
+// scratch is memory that calls read and write; noLimit stays zero.
+var (
+	scratch [64]byte
+	noLimit unix.Rlimit
+)
+
+func scratchAddr() uintptr { return uintptr(unsafe.Pointer(&scratch)) }
+
+// plain is a call that needs nothing of the test, on a call that needs its directory, to one that needs the bystander.
+func plain(name string, nr uintptr, args ...uintptr) proxyCall {
+	return proxyCall{name, func(string, int) error { return sys(nr, args...) }, unix.EPERM}
+}
+
+func on(name string, f func(dir string) error) proxyCall {
+	return proxyCall{name, func(dir string, _ int) error { return f(dir) }, unix.EPERM}
+}
+
+func to(name string, nr uintptr, args ...uintptr) proxyCall {
+	return proxyCall{name, func(_ string, bystander int) error {
+		filled := slices.Clone(args)
+		for i, arg := range filled {
+			if arg == thePID {
+				filled[i] = uintptr(bystander)
+			}
+		}
+		return sys(nr, filled...)
+	}, unix.EPERM}
+}
+
+// thePID stands for the bystander's in the arguments of to.
+const thePID = 0x7fff_7fff
+
+func openCalls() []proxyCall {
 	open := func(name, file string, flags uintptr) proxyCall {
-		return proxyCall{"openat " + name, func(dir string, _ int) error {
-			return sys(unix.SYS_OPENAT, cwd, at(dir, file), flags, 0o600)
-		}, unix.EPERM}
+		return on("openat "+name, func(dir string) error { return sys(unix.SYS_OPENAT, cwd, at(dir, file), flags, 0o600) })
 	}
-	on := func(name, file string, nr uintptr, args ...uintptr) proxyCall {
-		return proxyCall{name, func(dir string, _ int) error {
-			return sys(nr, append([]uintptr{cwd, at(dir, file)}, args...)...)
-		}, unix.EPERM}
-	}
-	two := func(name string, nr uintptr, from, to string) proxyCall {
-		return proxyCall{name, func(dir string, _ int) error {
-			return sys(nr, cwd, at(dir, from), cwd, at(dir, to), 0)
-		}, unix.EPERM}
-	}
-	plain := func(name string, nr uintptr, args ...uintptr) proxyCall {
-		return proxyCall{name, func(string, int) error { return sys(nr, args...) }, unix.EPERM}
-	}
-	at0 := func(name string, f func(dir string, parent int) error) proxyCall {
-		return proxyCall{name, f, unix.EPERM}
-	}
-	buf := &make([][64]byte, 1)[0]
-	addr := uintptr(unsafe.Pointer(buf))
 	return []proxyCall{
 		open("write", "file", unix.O_WRONLY),
 		open("read and write", "file", unix.O_RDWR),
@@ -109,24 +128,43 @@ func proxyCalls() []proxyCall {
 		open("create", "new", unix.O_RDONLY|unix.O_CREAT),
 		open("truncate", "file", unix.O_RDONLY|unix.O_TRUNC),
 		open("temporary", "", unix.O_RDWR|unix.O_TMPFILE),
+		{"openat2", func(dir string, _ int) error {
+			how := &unix.OpenHow{Flags: unix.O_RDONLY}
+			return sys(unix.SYS_OPENAT2, cwd, at(dir, "file"), uintptr(unsafe.Pointer(how)), unsafe.Sizeof(*how))
+		}, unix.ENOSYS},
 		{"read another's memory", func(_ string, p int) error { return canRead(fmt.Sprintf("/proc/%d/mem", p)) }, unix.EACCES},
 		{"read another's environment", func(_ string, p int) error { return canRead(fmt.Sprintf("/proc/%d/environ", p)) }, unix.EACCES},
-		on("mkdirat", "sub", unix.SYS_MKDIRAT, 0o700),
-		on("mknodat", "fifo", unix.SYS_MKNODAT, unix.S_IFIFO|0o600),
-		on("fchmodat", "file", unix.SYS_FCHMODAT, 0o600),
-		on("fchownat", "file", unix.SYS_FCHOWNAT, 0, 0),
-		on("utimensat", "file", unix.SYS_UTIMENSAT, 0, 0),
+	}
+}
+
+func fileCalls() []proxyCall {
+	one := func(name, file string, nr uintptr, args ...uintptr) proxyCall {
+		return on(name, func(dir string) error { return sys(nr, append([]uintptr{cwd, at(dir, file)}, args...)...) })
+	}
+	two := func(name string, nr uintptr, from, to string) proxyCall {
+		return on(name, func(dir string) error { return sys(nr, cwd, at(dir, from), cwd, at(dir, to), 0) })
+	}
+	return []proxyCall{
+		one("mkdirat", "sub", unix.SYS_MKDIRAT, 0o700),
+		one("mknodat", "fifo", unix.SYS_MKNODAT, unix.S_IFIFO|0o600),
+		one("fchmodat", "file", unix.SYS_FCHMODAT, 0o600),
+		one("fchownat", "file", unix.SYS_FCHOWNAT, 0, 0),
+		one("utimensat", "file", unix.SYS_UTIMENSAT, 0, 0),
 		two("linkat", unix.SYS_LINKAT, "file", "link"),
 		two("renameat2", unix.SYS_RENAMEAT2, "link", "renamed"),
-		at0("symlinkat", func(dir string, _ int) error {
-			return sys(unix.SYS_SYMLINKAT, at(dir, "file"), cwd, at(dir, "symlink"))
-		}),
-		on("unlinkat", "renamed", unix.SYS_UNLINKAT),
-		at0("truncate", func(dir string, _ int) error { return sys(unix.SYS_TRUNCATE, at(dir, "file"), 0) }),
-		at0("setxattr", func(dir string, _ int) error {
-			return sys(unix.SYS_SETXATTR, at(dir, "file"), cstring("user.x"), addr, 1, 0)
+		on("symlinkat", func(dir string) error { return sys(unix.SYS_SYMLINKAT, at(dir, "file"), cwd, at(dir, "symlink")) }),
+		one("unlinkat", "renamed", unix.SYS_UNLINKAT),
+		on("truncate", func(dir string) error { return sys(unix.SYS_TRUNCATE, at(dir, "file"), 0) }),
+		on("setxattr", func(dir string) error {
+			return sys(unix.SYS_SETXATTR, at(dir, "file"), cstring("user.x"), scratchAddr(), 1, 0)
 		}),
 		plain("memfd_create", unix.SYS_MEMFD_CREATE, cstring("x")),
+		plain("inotify_init1", unix.SYS_INOTIFY_INIT1),
+	}
+}
+
+func socketCalls() []proxyCall {
+	return []proxyCall{
 		plain("socket unix", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM),
 		plain("socket netlink", unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER),
 		plain("socket packet", unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW),
@@ -134,27 +172,39 @@ func proxyCalls() []proxyCall {
 		plain("socket udp6", unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC),
 		plain("socket raw", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
 		plain("socket mptcp", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
-		plain("socketpair", unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, addr),
-		at0("listen", func(string, int) error { return sys(unix.SYS_LISTEN, tcpSocket, 1) }),
-		at0("kill", func(_ string, parent int) error { return sys(unix.SYS_KILL, uintptr(parent), 0) }),
+		plain("socketpair", unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, scratchAddr()),
+		plain("listen", unix.SYS_LISTEN, tcpSocket, 1),
+		plain("ioctl FIONBIO", unix.SYS_IOCTL, tcpSocket, 0x5421, scratchAddr()),
+	}
+}
+
+func processCalls() []proxyCall {
+	return []proxyCall{
+		to("kill", unix.SYS_KILL, thePID, 0),
 		plain("kill all", unix.SYS_KILL, ^uintptr(0), 0),
 		plain("kill group", unix.SYS_KILL, 0, 0),
-		at0("tgkill", func(_ string, p int) error { return sys(unix.SYS_TGKILL, uintptr(p), uintptr(p), 0) }),
-		at0("tkill", func(_ string, p int) error { return sys(unix.SYS_TKILL, uintptr(p), 0) }),
-		at0("pidfd_open", func(_ string, p int) error { return sys(unix.SYS_PIDFD_OPEN, uintptr(p), 0) }),
-		at0("fcntl F_SETOWN", func(_ string, p int) error { return sys(unix.SYS_FCNTL, tcpSocket, unix.F_SETOWN, uintptr(p)) }),
+		to("tgkill", unix.SYS_TGKILL, thePID, thePID, 0),
+		to("tkill", unix.SYS_TKILL, thePID, 0),
+		to("pidfd_open", unix.SYS_PIDFD_OPEN, thePID, 0),
+		to("fcntl F_SETOWN", unix.SYS_FCNTL, tcpSocket, unix.F_SETOWN, thePID),
 		plain("fcntl F_SETSIG", unix.SYS_FCNTL, tcpSocket, unix.F_SETSIG, uintptr(unix.SIGTERM)),
-		at0("process_vm_readv", func(_ string, p int) error { return sys(unix.SYS_PROCESS_VM_READV, uintptr(p), addr, 0, addr, 0, 0) }),
-		at0("process_vm_writev", func(_ string, p int) error { return sys(unix.SYS_PROCESS_VM_WRITEV, uintptr(p), addr, 0, addr, 0, 0) }),
-		at0("ptrace", func(_ string, p int) error { return sys(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(p), 0, 0) }),
-		at0("prlimit64 of another", func(_ string, p int) error { return sys(unix.SYS_PRLIMIT64, uintptr(p), unix.RLIMIT_CORE, 0, addr) }),
+		to("process_vm_readv", unix.SYS_PROCESS_VM_READV, thePID, scratchAddr(), 0, scratchAddr(), 0, 0),
+		to("process_vm_writev", unix.SYS_PROCESS_VM_WRITEV, thePID, scratchAddr(), 0, scratchAddr(), 0, 0),
+		to("ptrace", unix.SYS_PTRACE, unix.PTRACE_SEIZE, thePID, 0, 0),
+		to("prlimit64 of another", unix.SYS_PRLIMIT64, thePID, unix.RLIMIT_CORE, 0, scratchAddr()),
+		plain("prlimit64 set", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_MSGQUEUE, uintptr(unsafe.Pointer(&noLimit)), 0),
+	}
+}
+
+func ownCalls() []proxyCall {
+	return []proxyCall{
 		plain("prctl dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1),
 		plain("prctl subreaper", unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 0),
 		plain("setresuid", unix.SYS_SETRESUID, 0, 0, 0),
 		plain("mmap executable", unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON, ^uintptr(0)),
-		plain("mprotect executable", unix.SYS_MPROTECT, uintptr(unsafe.Pointer(buf))&^4095, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC),
+		plain("mprotect executable", unix.SYS_MPROTECT, scratchAddr()&^4095, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC),
 		plain("unshare", unix.SYS_UNSHARE, unix.CLONE_NEWNET),
-		at0("setns", func(string, int) error {
+		on("setns", func(string) error {
 			fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY, 0)
 			return errors.Join(err, sys(unix.SYS_SETNS, uintptr(fd), unix.CLONE_NEWNET))
 		}),
@@ -162,17 +212,14 @@ func proxyCalls() []proxyCall {
 		plain("chroot", unix.SYS_CHROOT, cstring("/")),
 		plain("keyctl", unix.SYS_KEYCTL, 0, ^uintptr(2)),
 		plain("personality", unix.SYS_PERSONALITY, 0xffffffff),
-		plain("inotify_init1", unix.SYS_INOTIFY_INIT1),
-		plain("ioctl FIONBIO", unix.SYS_IOCTL, tcpSocket, 0x5421, addr),
+	}
+}
+
+func executeCalls() []proxyCall {
+	return []proxyCall{
 		plain("clone", unix.SYS_CLONE, uintptr(unix.SIGCHLD)),
-		{"openat2", func(dir string, _ int) error {
-			how := &unix.OpenHow{Flags: unix.O_RDONLY}
-			return sys(unix.SYS_OPENAT2, cwd, at(dir, "file"), uintptr(unsafe.Pointer(how)), unsafe.Sizeof(*how))
-		}, unix.ENOSYS},
-		at0("execve", func(dir string, _ int) error { return sys(unix.SYS_EXECVE, at(dir, "program"), 0, 0) }),
-		at0("execveat", func(dir string, _ int) error {
-			return sys(unix.SYS_EXECVEAT, cwd, at(dir, "program"), 0, 0, 0)
-		}),
+		on("execve", func(dir string) error { return sys(unix.SYS_EXECVE, at(dir, "program"), 0, 0) }),
+		on("execveat", func(dir string) error { return sys(unix.SYS_EXECVEAT, cwd, at(dir, "program"), 0, 0, 0) }),
 	}
 }
 

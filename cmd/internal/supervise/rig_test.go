@@ -61,25 +61,56 @@ type gateConfig struct {
 func gateProgram(args []string) int {
 	var cfg gateConfig
 	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
-		fmt.Fprintln(os.Stderr, "gate:", err)
+		tell("%v", err)
 		return 99
 	}
-	tell := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "gate: "+format+"\n", args...) }
 	s := New(Options{Grace: cfg.Grace, Hangup: func() { tell("hangup") }, Log: tell})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := cfg.prepare(s, cancel); err != nil {
+		tell("%v", err)
+		return 99
+	}
+	if cfg.Sidecar {
+		tell("ready")
+		return s.Run(ctx, nil)
+	}
+	if cfg.Proxy {
+		proxy, err := s.Start(Process{Name: "proxy", Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Setsid: true})
+		if err != nil {
+			tell("%v", err)
+			return 99
+		}
+		defer tellProxy(proxy)
+	}
+	agent, err := s.StartAgent(cfg.Command)
+	if err != nil {
+		tell("%v", err)
+		return 125
+	}
+	tell("agent %d", agent.PID)
+	code := s.Run(ctx, agent)
+	if s.tty != nil {
+		tell("terminal ours %v", s.tty.oursToLend())
+	}
+	tell("end %d", code)
+	return code
+}
+
+func tell(format string, args ...any) { fmt.Fprintf(os.Stderr, "gate: "+format+"\n", args...) }
+
+// prepare makes the surroundings that a test wants.
+func (cfg gateConfig) prepare(s *Supervisor, cancel func()) error {
 	if os.Getpid() == 1 {
 		if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-			tell("proc: %v", err)
-			return 99
+			return err
 		}
 	}
 	if cfg.Bind[0] != "" {
 		if err := unix.Mount(cfg.Bind[0], cfg.Bind[1], "", unix.MS_BIND, ""); err != nil {
-			tell("bind: %v", err)
-			return 99
+			return err
 		}
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	if cfg.Busy {
 		for range 4 {
 			go func() {
@@ -93,52 +124,29 @@ func gateProgram(args []string) int {
 		_ = unix.Kill(os.Getpid(), unix.SIGTERM)
 		<-s.Interrupted()
 	}
-	if cfg.Sidecar {
-		tell("ready")
-		return s.Run(ctx, nil)
-	}
-	var proxy *Child
-	if cfg.Proxy {
-		var err error
-		proxy, err = s.Start(Process{Name: "proxy", Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Setsid: true})
-		if err != nil {
-			tell("%v", err)
-			return 99
-		}
-	}
-	agent, err := s.StartAgent(cfg.Command)
-	if err != nil {
-		tell("%v", err)
-		return 125
-	}
-	tell("agent %d", agent.PID)
 	if cfg.EndWhen != "" {
 		go func() {
-			for {
+			for ; ; time.Sleep(5 * time.Millisecond) {
 				if _, err := os.Stat(cfg.EndWhen); err == nil {
 					cancel()
 					return
 				}
-				time.Sleep(5 * time.Millisecond)
 			}
 		}()
 	}
-	code := s.Run(ctx, agent)
-	if proxy != nil {
-		select {
-		case <-proxy.Done():
-			tell("the proxy has ended: %+v", proxy.Status())
-		default:
-			tell("the proxy runs")
-			_ = proxy.Signal(unix.SIGKILL)
-			<-proxy.Done()
-		}
+	return nil
+}
+
+// tellProxy says whether the proxy has outlived the agent, and ends it.
+func tellProxy(proxy *Child) {
+	select {
+	case <-proxy.Done():
+		tell("the proxy has ended: %+v", proxy.Status())
+	default:
+		tell("the proxy runs")
+		_ = proxy.Signal(unix.SIGKILL)
+		<-proxy.Done()
 	}
-	if s.tty != nil {
-		tell("terminal ours %v", s.tty.oursToLend())
-	}
-	tell("end %d", code)
-	return code
 }
 
 // transcript collects what processes write, and waits for parts of it.

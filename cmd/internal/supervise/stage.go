@@ -41,6 +41,9 @@ func (o order) follow() error {
 	case len(o.Signals) == 0:
 		return Become(o.Command)
 	}
+	if err := o.check(); err != nil { // as root it would reach everybody
+		return err
+	}
 	if err := harden(o.Command); err != nil {
 		return err
 	}
