@@ -33,11 +33,12 @@ func newGeneration(serial int, p *policy.Policy, now time.Time) *generation {
 	}
 	names := p.Names(now)
 	g.names = make(map[string]*listing, len(names))
-	slab := make([]listing, len(names)) // one allocation, not ten thousand
+	slab, claims := slabs(names)
 	for i, n := range names {
 		l := g.names[n.Host]
 		if l == nil {
 			l = &slab[i]
+			l.claims, claims = claims[:0:len(n.Ports)], claims[len(n.Ports):]
 			g.names[n.Host] = l
 		}
 		l.literal = n.Literal
@@ -49,6 +50,15 @@ func newGeneration(serial int, p *policy.Policy, now time.Time) *generation {
 	}
 	g.expiry, g.expires = p.NextExpiry(now)
 	return g
+}
+
+// slabs hold what the names of a policy need: two allocations, not twenty thousand.
+func slabs(names []policy.Name) ([]listing, []claim) {
+	ports := 0
+	for _, n := range names {
+		ports += len(n.Ports)
+	}
+	return make([]listing, len(names)), make([]claim, ports)
 }
 
 // differing lists the names of which two generations say different things.

@@ -218,23 +218,25 @@ func TestOpenChainIsFollowed(t *testing.T) {
 
 // TestHopsCountOverAllQueries: no answer is long by itself.
 func TestHopsCountOverAllQueries(t *testing.T) {
-	each := 3
-	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg).SetReply(q)
-		at := q.Question[0].Name
-		for range each {
-			m.Answer = append(m.Answer, mustRR(at+" 60 IN CNAME x"+at))
-			at = "x" + at
+	hops := func(each int) func(w dns.ResponseWriter, q *dns.Msg) {
+		return func(w dns.ResponseWriter, q *dns.Msg) {
+			m := new(dns.Msg).SetReply(q)
+			at := q.Question[0].Name
+			for range each {
+				m.Answer = append(m.Answer, mustRR(at+" 60 IN CNAME x"+at))
+				at = "x" + at
+			}
+			if strings.HasPrefix(at, strings.Repeat("x", 4*each)) {
+				m.Answer = append(m.Answer, mustRR(at+" 60 IN A 192.0.2.1"))
+			}
+			w.WriteMsg(m)
 		}
-		if strings.HasPrefix(at, strings.Repeat("x", 4*each)) {
-			m.Answer = append(m.Answer, mustRR(at+" 60 IN A 192.0.2.1"))
-		}
-		w.WriteMsg(m)
-	})
+	}
+	s := serve(t, hops(3))
 	if out := ask(t, false, s.addr); out.err != ErrServer {
 		t.Errorf("twelve hops: %+v", out)
 	}
-	each = 2
+	s.set(hops(2))
 	isGood(t, ask(t, false, s.addr))
 }
 

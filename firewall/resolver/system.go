@@ -55,10 +55,9 @@ func (f *facts) open() []netip.AddrPort {
 type system struct {
 	cfg  Config
 	now  atomic.Pointer[facts]
-	mu   sync.Mutex // guards what follows, and is held while the facts change
-	at   time.Time  // of the last check
-	told []netip.AddrPort
-	once bool // Config.Resolvers was called with told
+	mu   sync.Mutex       // guards what follows, and is held while the facts change
+	at   time.Time        // of the last check
+	told []netip.AddrPort // what Config.Resolvers was last called with
 }
 
 func newSystem(cfg Config) *system {
@@ -144,16 +143,16 @@ func (s *system) check(now time.Time, force bool, override []netip.AddrPort) (ch
 	old := s.facts()
 	if !force {
 		override = old.override
-		if s.once && now.Sub(s.at) < recheck && !now.Before(s.at) {
+		if !s.at.IsZero() && now.Sub(s.at) < recheck && !now.Before(s.at) {
 			return change{}, nil
 		}
 	}
 	next := s.read(old, override)
-	if list := next.open(); !s.once || !slices.Equal(list, s.told) {
+	if list := next.open(); !slices.Equal(list, s.told) {
 		if err := s.cfg.Resolvers(list); err != nil {
 			return change{}, err
 		}
-		s.told, s.once = list, true
+		s.told = list
 	}
 	s.at = now
 	s.now.Store(next)

@@ -156,6 +156,8 @@ func (q question) answers(p *dnsmessage.Parser) (list records, complete bool, er
 	return list, false, nil
 }
 
+var addressSize = map[dnsmessage.Type]int{dnsmessage.TypeA: 4, dnsmessage.TypeAAAA: 16}
+
 func (list *records) add(p *dnsmessage.Parser, h dnsmessage.ResourceHeader, qtype dnsmessage.Type) error {
 	owner, ttl := key(h.Name), lifetime(h.TTL)
 	switch {
@@ -167,6 +169,8 @@ func (list *records) add(p *dnsmessage.Parser, h dnsmessage.ResourceHeader, qtyp
 			list.alias[owner] = alias{r.CNAME, ttl}
 		}
 		return err
+	case int(h.Length) != addressSize[h.Type]:
+		return errMalformed // the parser would read on into the next record
 	case h.Type == dnsmessage.TypeA:
 		r, err := p.AResource()
 		list.addrs = append(list.addrs, address{owner, netip.AddrFrom4(r.A), ttl})
