@@ -15,11 +15,11 @@ import (
 )
 
 // Dump reads the table back, everything in it. It is repeated while others
-// change nftables under it.
+// change nftables under it, or delete what is being read.
 func (k *Netlink) Dump() (State, error) {
 	for range 8 {
 		s, err := k.dump()
-		if !errors.Is(err, errInterrupted) {
+		if !errors.Is(err, errInterrupted) && !errors.Is(err, unix.ENOENT) {
 			return s, err
 		}
 	}

@@ -3,6 +3,7 @@ package firewall
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -26,11 +27,14 @@ type watchable interface {
 // errNotWatchable: the kernel given to NewWriter gives no notices.
 var errNotWatchable = errors.New("watch the table: this kernel gives no notice of changes")
 
+// retryPause is how soon a repair that failed is tried again. The fence may be
+// open meanwhile.
+const retryPause = 200 * time.Millisecond
+
 // Watch repairs what others change in our table, and reports it, until ctx ends;
 // then it returns nil. Notices come by multicast; as a backstop the kernel's
 // generation is looked at every so often, and the whole table read when it moved
-// without us. A repair that failed is tried again at that pace. Call it after
-// Install; report must not block.
+// without us. Call it after Install; report must not block.
 func (w *Writer) Watch(ctx context.Context, every time.Duration, report func(Drift)) error {
 	k, ok := w.kernel.(watchable)
 	if !ok {
@@ -43,8 +47,12 @@ func (w *Writer) Watch(ctx context.Context, every time.Duration, report func(Dri
 			report(d)
 			failed = failed || !d.Repaired
 		}
+		pause := every
+		if failed {
+			pause = min(every, retryPause)
+		}
 		var err error
-		touched, err = k.wait(ctx, every)
+		touched, err = k.wait(ctx, pause)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -76,20 +84,32 @@ func (w *Writer) check(k watchable, touched bool) []Drift {
 }
 
 // resync reads the table back and mends what is not as it should be, in one
-// batch. It returns what was different.
+// batch; again if somebody changes it at the same time, but not for ever. It
+// returns what was different.
 func (w *Writer) resync() (difference, error) {
 	got, err := w.kernel.Dump()
 	if err != nil {
 		return difference{}, err
 	}
 	d := compare(w.want, w.have, got)
-	if d.none() {
-		return d, nil
+	all := d
+	for tries := 0; !d.none(); tries++ {
+		if tries == 3 {
+			return all, errOtherwise(d)
+		}
+		err := w.kernel.Commit(d.batch(w.rules))
+		all.mended = time.Now()
+		if err != nil {
+			return all, err
+		}
+		if d, err = w.readBack(w.rules); err != nil {
+			return all, err
+		}
+		all.lines = append(all.lines, d.lines...)
 	}
-	err = w.kernel.Commit(d.batch(w.rules))
-	d.mended = time.Now()
-	if err != nil {
-		return d, err
-	}
-	return d, w.readBack(w.rules)
+	return all, nil
+}
+
+func errOtherwise(d difference) error {
+	return fmt.Errorf("the kernel took the ruleset but holds another: %s", d.lines[0])
 }

@@ -89,22 +89,26 @@ func (w *Writer) install(rs *Ruleset, got State) error {
 	if err := w.kernel.Commit(d.batch(rs)); err != nil {
 		return err
 	}
-	return w.readBack(rs)
+	d, err := w.readBack(rs)
+	if err == nil && !d.none() {
+		err = errOtherwise(d)
+	}
+	return err
 }
 
-// readBack compares the kernel with what was sent, element by element, and
-// learns the digests by which drift is told later.
-func (w *Writer) readBack(rs *Ruleset) error {
+// readBack compares the kernel with what was sent, element by element. Where
+// they agree it learns the digests by which drift is told later.
+func (w *Writer) readBack(rs *Ruleset) (difference, error) {
 	got, err := w.kernel.Dump()
 	if err != nil {
-		return err
+		return difference{}, err
 	}
-	if d := compare(rs.state(), w.have, got); !d.none() {
-		return fmt.Errorf("the kernel took the ruleset but holds another: %s", d.lines[0])
+	d := compare(rs.state(), w.have, got)
+	if d.none() {
+		got.elements = nil
+		w.rules, w.want = rs, got
 	}
-	got.elements = nil
-	w.rules, w.want = rs, got
-	return nil
+	return d, nil
 }
 
 // adoptable says whether a table may be taken over: there is none, it is empty,
