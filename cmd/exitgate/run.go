@@ -206,8 +206,18 @@ func (r *runner) proveFence(ctx context.Context) error {
 	return nil
 }
 
-// dropRights leaves PID 1 what its work needs from here on. Its other capabilities would serve nobody but an attacker.
+// dropRights leaves PID 1 what its work needs from here on: its other capabilities would serve nobody but an attacker.
+// What needs those, and what can be seen only while they are there, comes before.
 func (r *runner) dropRights() {
+	if facts, err := supervise.Probe(); err == nil {
+		r.engine.Warn(facts.Gaps()...)
+	}
+	for _, point := range r.settings.Loosen {
+		r.engine.Warn("the agent's hardening is loosened: " + point)
+	}
+	if a := r.engine.Policy().Agent(r.agent); a != nil && len(r.argv) > 0 {
+		supervise.ShareStreams(a.UID)
+	}
 	err := supervise.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_KILL, unix.CAP_DAC_READ_SEARCH)
 	if err != nil {
 		r.logf("capabilities that are not needed could not be dropped: %v", err)

@@ -84,10 +84,11 @@ type Engine struct {
 	widened   atomic.Bool // a reload has added to the sets and not yet removed: nobody else may remove
 	listeners listeners
 
-	mu    sync.Mutex // guards the following
-	last  ReloadResult
-	drift DriftStatus
-	wait  chan struct{} // closed and replaced whenever status may have changed
+	mu       sync.Mutex // guards the following
+	warnings []string   // of the surroundings, beside those of the policy
+	last     ReloadResult
+	drift    DriftStatus
+	wait     chan struct{} // closed and replaced whenever status may have changed
 }
 
 // generation is one policy in force, with all that was computed from it.

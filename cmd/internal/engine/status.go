@@ -129,9 +129,17 @@ func (e *Engine) Status() Status {
 		s.Reload = &last
 	}
 	s.Drift = e.drift
+	s.Warnings = append(s.Warnings, e.warnings...)
 	e.mu.Unlock()
 	s.State, s.Why = e.verdict(&s)
 	return s
+}
+
+// Warn adds to what status warns of: what is missing around us.
+func (e *Engine) Warn(lines ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.warnings = append(e.warnings, lines...)
 }
 
 // verdict is ready where the policy in force is the one that the operator wrote and all of it works.
