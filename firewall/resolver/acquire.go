@@ -167,7 +167,7 @@ func (r *Resolver) confirm(host string, port uint16, addrs []netip.Addr) ([]neti
 	n := r.nameLocked(host)
 	now := r.cfg.Now()
 	if n == nil {
-		return nil, fail(host, ErrNotAllowed, "")
+		return nil, fail("", ErrNotAllowed, "") // a reload took the name away
 	}
 	if err != nil {
 		r.table.unpin(n, port, addrs, now)

@@ -333,6 +333,18 @@ func (g *rig) refuse(t testing.TB, host string, port uint16, want error) *Error 
 	return typed
 }
 
+// quiet says that no lookup is under way.
+func (g *rig) quiet() bool {
+	g.Resolver.mu.Lock()
+	defer g.Resolver.mu.Unlock()
+	for _, n := range g.table.names {
+		if n.flight != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (g *rig) told() []policy.Event {
 	g.flights.Wait() // events come after the answer
 	g.mu.Lock()
