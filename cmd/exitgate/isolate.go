@@ -196,8 +196,9 @@ func (s *sandbox) listen(r *runner) {
 		}
 		if said.Stopped != 0 {
 			s.relayDo((*enclosure.Relay).Pause)
-			r.supervisor.AgentStopped(unix.Signal(said.Stopped)) // returns when somebody has continued us
-			s.relayDo((*enclosure.Relay).Resume)
+			if !r.supervisor.AgentStopped(unix.Signal(said.Stopped)) {
+				s.relayDo((*enclosure.Relay).Resume)
+			}
 		}
 	}
 }

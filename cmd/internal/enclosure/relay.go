@@ -23,16 +23,16 @@ type Relay struct {
 	wake    *os.File // written to make the pump look again
 	woken   *os.File
 	drained chan struct{}
-	resized chan os.Signal
+	signals chan os.Signal
 
-	mu     sync.Mutex // guards the following
-	before *term.State
-	closed bool
+	mu       sync.Mutex  // guards the following
+	before   *term.State // of the user's terminal; nil while it is not raw
+	standing standing
 }
 
 // NewRelay relays between this process's terminal and the one that master is the other side of.
 func NewRelay(master *os.File) (*Relay, error) {
-	r := &Relay{master: master, in: -1, drained: make(chan struct{}), resized: make(chan os.Signal, 1)}
+	r := &Relay{master: master, in: -1, drained: make(chan struct{}), signals: make(chan os.Signal, 8)}
 	for _, fd := range []int{0, 2, 1} {
 		if isTerminal(fd) {
 			r.out = fd
@@ -48,7 +48,7 @@ func NewRelay(master *os.File) (*Relay, error) {
 
 // Start begins.
 func (r *Relay) Start() {
-	signal.Notify(r.resized, unix.SIGWINCH)
+	signal.Notify(r.signals, unix.SIGWINCH, unix.SIGCONT)
 	r.fit()
 	go r.follow()
 	go func() {
@@ -81,8 +81,11 @@ func (w writer) Write(b []byte) (n int, err error) {
 }
 
 func (r *Relay) follow() {
-	for range r.resized {
+	for sig := range r.signals {
 		r.fit()
+		if sig == unix.SIGCONT {
+			r.Resume()
+		}
 	}
 }
 
@@ -103,13 +106,15 @@ func (r *Relay) fit() {
 func (r *Relay) pump() {
 	buf := make([]byte, 4096)
 	for {
-		if !foreground(r.in) {
-			r.Pause()
+		switch r.take() {
+		case over:
+			return
+		case paused:
+			_, _ = r.woken.Read(buf)
+			continue
+		case background:
 			time.Sleep(backgroundPoll)
 			continue
-		}
-		if !r.raw() {
-			return
 		}
 		fds := []unix.PollFd{{Fd: int32(r.in), Events: unix.POLLIN}, {Fd: int32(r.woken.Fd()), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, -1); err != nil {
@@ -119,18 +124,23 @@ func (r *Relay) pump() {
 			_, _ = r.woken.Read(buf)
 			continue
 		}
-		n, err := unix.Read(r.in, buf)
-		if err == unix.EINTR || err == unix.EAGAIN {
-			continue
-		}
-		if err == nil && n > 0 {
-			_, err = r.master.Write(buf[:n])
-		}
-		if err != nil || n == 0 {
+		if !r.pass(buf) {
 			r.master.Close()
 			return
 		}
 	}
+}
+
+// pass moves what was typed, and reports false when the user's terminal or the agent's is gone.
+func (r *Relay) pass(buf []byte) bool {
+	n, err := unix.Read(r.in, buf)
+	if err == unix.EINTR || err == unix.EAGAIN {
+		return true
+	}
+	if err == nil && n > 0 {
+		_, err = r.master.Write(buf[:n])
+	}
+	return err == nil && n > 0
 }
 
 // foreground reports whether the terminal is this process's to read.
@@ -139,32 +149,55 @@ func foreground(fd int) bool {
 	return err != nil || group == unix.Getpgrp() // an error: not our controlling terminal, so nobody else's turn
 }
 
-// raw leaves all keys to the agent's terminal. It reports false when the relay has ended.
-func (r *Relay) raw() bool {
+// How the relay stands to the user's terminal.
+type standing int
+
+const (
+	ours       standing = iota // raw: all keys are the agent's terminal's
+	background                 // somebody else's turn
+	paused                     // ours, as it was before, until Resume
+	over
+)
+
+// take makes the terminal raw where it is ours to take.
+func (r *Relay) take() standing {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return false
-	}
-	if r.before == nil {
+	switch {
+	case r.standing != ours:
+		return r.standing
+	case !foreground(r.in):
+		r.before = nil // a shell has set the terminal up for itself
+		return background
+	case r.before == nil:
 		r.before, _ = term.MakeRaw(r.in)
 		r.fit()
 	}
-	return true
+	return ours
 }
 
-// Pause gives the user's terminal back as it was; the next look at it takes it again.
-func (r *Relay) Pause() {
+// give gives the terminal back as it was.
+func (r *Relay) give(s standing) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.before != nil && foreground(r.in) {
 		_ = term.Restore(r.in, r.before)
 	}
-	r.before = nil
+	r.before, r.standing = nil, s
 }
 
-// Resume has the pump look at the terminal again.
-func (r *Relay) Resume() { _, _ = r.wake.Write([]byte{0}) }
+// Pause gives the terminal back until Resume or SIGCONT: this process is about to stop.
+func (r *Relay) Pause() { r.give(paused) }
+
+// Resume takes the terminal again, as soon as it is this process's turn. A SIGCONT does the same.
+func (r *Relay) Resume() {
+	r.mu.Lock()
+	if r.standing == paused {
+		r.standing = ours
+	}
+	r.mu.Unlock()
+	_, _ = r.wake.Write([]byte{0})
+}
 
 // Close passes on what the agent wrote last, for a second at most, and gives the terminal back.
 func (r *Relay) Close() {
@@ -172,11 +205,8 @@ func (r *Relay) Close() {
 	case <-r.drained:
 	case <-time.After(time.Second):
 	}
-	r.Pause()
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
-	signal.Stop(r.resized)
-	r.Resume()
+	r.give(over)
+	_, _ = r.wake.Write([]byte{0})
+	signal.Stop(r.signals)
 	r.master.Close()
 }

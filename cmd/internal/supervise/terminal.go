@@ -97,12 +97,13 @@ func (t *terminal) isLent() bool {
 }
 
 // AgentStopped continues an agent that has stopped itself, or stops with it where a shell can continue both. An adopted
-// agent's first process, which cannot be stopped itself, has it called.
-func (s *Supervisor) AgentStopped(sig unix.Signal) {
+// agent's first process, which cannot be stopped itself, has it called. It reports whether this process stops: it may return before
+// that takes effect, so what is to follow waits for the SIGCONT.
+func (s *Supervisor) AgentStopped(sig unix.Signal) (stops bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.agent == nil || s.agent.ended {
-		return
+		return false
 	}
 	switch forTerminal := sig == unix.SIGTTIN || sig == unix.SIGTTOU; {
 	case forTerminal && s.tty.oursToLend():
@@ -115,6 +116,7 @@ func (s *Supervisor) AgentStopped(sig unix.Signal) {
 		s.tty.reclaim()
 		_ = unix.Kill(0, unix.SIGTSTP) // the rest of our job: `exitgate run ... | less`
 		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+		return true
 	case s.tty.isLent():
 		s.tty.lend(s.agent.PID)
 		s.signalAgentLocked(unix.SIGCONT)
@@ -124,6 +126,7 @@ func (s *Supervisor) AgentStopped(sig unix.Signal) {
 		// SIGSTOP is somebody's who wants it so. Without a terminal to read, SIGTTIN would come again at once.
 		s.log("the agent was stopped by %v", sig)
 	}
+	return false
 }
 
 // resume acts on SIGCONT: whoever brought this process to the foreground again meant the agent.
