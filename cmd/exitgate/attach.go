@@ -112,9 +112,14 @@ func (r *runner) nameControl(name string) error {
 		}
 		r.settings.Control = path
 	}
-	err := control.Client{Path: r.settings.Control}.Call(context.Background(), "status", nil, &struct{}{})
+	return unanswered(r.settings.Control)
+}
+
+// unanswered makes sure that no gate answers on a control socket.
+func unanswered(path string) error {
+	err := control.Client{Path: path}.Call(context.Background(), "status", nil, &struct{}{})
 	if !errors.Is(err, control.ErrNotRunning) {
-		return fmt.Errorf("%s: an exitgate answers there already; end it first, or set --control to another path", r.settings.Control)
+		return fmt.Errorf("%s: an exitgate answers there already; end it first, or set --control to another path", path)
 	}
 	return nil
 }

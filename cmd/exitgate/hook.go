@@ -79,6 +79,9 @@ func (env *environment) hook(flags *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
+	if err := unanswered(a.control); err != nil { // whose "ready" would be taken for ours
+		return err
+	}
 	if err := a.start(); err != nil {
 		return err
 	}
