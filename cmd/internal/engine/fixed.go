@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -82,7 +83,9 @@ func (e *Engine) widen(p *policy.Policy) (narrow func() error, err error) {
 	e.widened.Store(true)
 	removePins, err := e.resolver.SetPolicy(p)
 	if err == nil {
-		err = e.fixed.grow(e.contents(p, e.resolver.Servers()))
+		if err = e.fixed.grow(e.contents(p, e.resolver.Servers())); err != nil {
+			err = errors.Join(err, e.resolveOnly(e.Policy()))
+		}
 	}
 	if err != nil {
 		e.widened.Store(false)
@@ -97,6 +100,15 @@ func (e *Engine) widen(p *policy.Policy) (narrow func() error, err error) {
 	}, nil
 }
 
+// resolveOnly takes back what a failed change let the resolver answer for.
+func (e *Engine) resolveOnly(p *policy.Policy) error {
+	removePins, err := e.resolver.SetPolicy(p)
+	if err != nil {
+		return err
+	}
+	return removePins()
+}
+
 // useResolvers is called before a changed list of name servers is used: the new ones are opened, the old ones closed.
 func (e *Engine) useResolvers(servers []netip.AddrPort) error {
 	p := e.Policy()
@@ -105,6 +117,7 @@ func (e *Engine) useResolvers(servers []netip.AddrPort) error {
 	}
 	want := e.contents(p, servers)
 	if err := e.fixed.grow(want); err != nil {
+		e.Log("the name servers changed, and the fence did not take the new ones (%v); the old ones are asked", err)
 		return err
 	}
 	if e.widened.Load() {
