@@ -39,7 +39,9 @@ type fence struct {
 func newFence(t testing.TB, c Contents) *fence {
 	t.Helper()
 	f := &fence{t: t, box: netnstest.New(t), world: netnstest.New(t)}
-	f.box.Sysctl("net.ipv6.conf.default.dad_transmits", "0") // a link-local address at once
+	for _, ns := range []*netnstest.Namespace{f.box, f.world} {
+		ns.Sysctl("net.ipv6.conf.default.dad_transmits", "0") // a link-local address at once: routers and group reports need it
+	}
 	netnstest.Veth(
 		netnstest.End{In: f.box, Name: "eth0", Addrs: []string{boxIP4 + "/24", boxIP6 + "/64"}},
 		netnstest.End{In: f.world, Name: "eth0", Addrs: []string{

@@ -508,6 +508,7 @@ func TestPathMTU(t *testing.T) {
 	t.Parallel()
 	f := newFence(t, usual())
 	beyond := netnstest.New(t)
+	beyond.Sysctl("net.ipv6.conf.default.dad_transmits", "0")
 	netnstest.Veth(
 		netnstest.End{In: f.world, Name: "eth1", Addrs: []string{"10.10.0.1/24", "fd10::1/64"}},
 		netnstest.End{In: beyond, Name: "eth0", Addrs: []string{"10.10.0.2/24", "fd10::2/64"}})
