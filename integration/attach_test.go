@@ -118,7 +118,8 @@ func TestAttach(t *testing.T) {
 	w := world(t)
 	api := upstream(t, w, "api.example.com", rig.Server{})
 	files := upstream(t, w, "files.example.com", rig.Server{H1: true})
-	g := host(t, w, basic)
+	// What would fill sets where the proxy dials from inside.
+	g := host(t, w, basic+"root:\n  - {host: files.example.com, ports: [443]}\nroot_loopback: [9]\n")
 	g.sh("ip netns add blue; nft add table ip bystander")
 	tables := g.sh("nft -a list ruleset")
 	end := g.attach("blue", "--netns "+blue)
