@@ -23,7 +23,7 @@ func (x *exchange) soon() bool {
 	if x.length < 0 {
 		old = len("\r\n")
 	}
-	if c.br.Buffered() > old || c.raw == nil || readable(c.raw) {
+	if c.br.Buffered() > old || c.raw == nil || c.probe().readable() {
 		return true
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(patience))
@@ -34,6 +34,14 @@ func (x *exchange) soon() bool {
 	})
 	_ = c.nc.SetReadDeadline(time.Time{})
 	return err == nil
+}
+
+// probe asks about the agent's next bytes.
+func (c *conn) probe() *probe {
+	if c.ask == nil {
+		c.ask = newProbe(c.raw)
+	}
+	return c.ask
 }
 
 // chunkHead is the room for a chunk's size and its CRLF: five digits reach a
@@ -90,7 +98,7 @@ func noEOF(err error) error {
 // trailer is the request's trailer without what may not be one.
 func (x *exchange) trailer() http.Header {
 	if t := x.req.Trailer; len(t) > 0 {
-		x.c.flow.snap.strip.remove(t)
+		x.c.flow.snap.fields.removeCredentials(t)
 	}
 	return x.req.Trailer
 }

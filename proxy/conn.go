@@ -44,6 +44,9 @@ type conn struct {
 	uploading atomic.Bool   // a body is being sent while the answer is awaited
 	seen      sight         // the sweep's own
 
+	ask *probe   // made when first needed
+	x   exchange // of the request that is served
+
 	mu   sync.Mutex // guards flow.up, flow.cancel, flow.on, flow.cut, and the closing of nc
 	flow flow
 	done bool // guarded by mu: nc is closed
@@ -244,6 +247,7 @@ func (c *conn) linger() {
 func (c *conn) panicked() {
 	c.srv.panicked()
 	c.dropUpstream()
+	_, _ = c.x.settle()
 	if !c.flow.answered {
 		c.refuse(&refusal{status: http.StatusInternalServerError, reason: "an internal fault; the request was not completed", close: true}, nil)
 	}

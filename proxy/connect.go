@@ -8,7 +8,10 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"exitgate/policy"
 	"exitgate/proxy/internal/hello"
@@ -27,14 +30,13 @@ type tunnel struct {
 // connectTunnel serves a CONNECT. The upstream is connected before the agent hears
 // 200: what fails is still said in words. After it the first bytes decide: they
 // must be a ClientHello for the name that was asked for.
-func (c *conn) connectTunnel(req *http.Request) {
+func (c *conn) connectTunnel(req *http.Request) (again bool) {
 	t, refused := c.openTunnel(req)
 	for refused == newer {
 		t, refused = c.openTunnel(req)
 	}
 	if refused != nil {
-		c.refuse(refused, req)
-		return
+		return c.refuse(refused, req)
 	}
 	c.stage(stageTunnel)
 	c.srv.stats.tunnels.Add(1)
@@ -46,6 +48,7 @@ func (c *conn) connectTunnel(req *http.Request) {
 	c.flow.event.BytesOut, c.flow.event.BytesIn = t.sent.Load(), t.got.Load()
 	c.detach()
 	_ = t.wire.Close()
+	return false
 }
 
 func (c *conn) openTunnel(req *http.Request) (*tunnel, *refusal) {
@@ -73,9 +76,6 @@ func (c *conn) openTunnel(req *http.Request) (*tunnel, *refusal) {
 		err = c.attach(t.wire, t.wire.addr.Addr())
 	}
 	if err != nil {
-		if why := c.wasCut(); why != cutNone {
-			return nil, &refusal{status: statusGone, failed: true, rule: d.Rule, reason: cutReason(why)}
-		}
 		return nil, failed(err, t.up)
 	}
 	f.event.Upstream = t.wire.addr.String()
@@ -178,12 +178,13 @@ func (t *tunnel) refuse(why string) {
 
 // upload sends first and then what the agent sends.
 func (t *tunnel) upload(first []byte) {
-	n, err := t.send(first)
-	t.count(&t.sent, &t.c.agent.bytesOut, int64(n))
-	if err == nil && t.limits.UploadBytesPerHour > 0 {
-		err = t.copyLimited()
-	} else if err == nil {
-		err = t.copy(t.wire.Conn, t.c.nc, &t.sent, &t.c.agent.bytesOut)
+	err := t.charge(len(first))
+	if err == nil {
+		_, err = t.wire.Conn.Write(first)
+	}
+	if err == nil {
+		t.count(&t.sent, &t.c.agent.bytesOut, len(first))
+		err = t.pump(&pump{to: t.wire.Conn, from: t.c.nc, sum: &t.sent, agent: &t.c.agent.bytesOut, charge: t.charge})
 	}
 	t.ended(t.wire.Conn, err)
 }
@@ -197,68 +198,124 @@ func (t *tunnel) download(done chan struct{}) {
 			t.c.end(cutFault)
 		}
 	}()
-	t.ended(t.c.nc, t.copy(t.c.nc, t.wire.Conn, &t.got, &t.c.agent.bytesIn))
+	t.ended(t.c.nc, t.pump(&pump{to: t.c.nc, from: t.wire.Conn, sum: &t.got, agent: &t.c.agent.bytesIn}))
 }
 
-// countEvery is how much is copied before it is counted. The copy goes on within
-// the kernel (splice), so a tunnel's counters are at most this much behind.
-const countEvery = 1 << 20
+var errLimit = errors.New("proxy: upload limit reached")
 
-// copy moves bytes until from ends. Two TCP connections are spliced: their bytes
-// never come here.
-func (t *tunnel) copy(to, from net.Conn, sum *atomic.Int64, agent *atomic.Uint64) error {
-	for {
-		n, err := io.Copy(to, &io.LimitedReader{R: from, N: countEvery})
-		t.count(sum, agent, n)
-		switch {
-		case n > 0 && errors.Is(err, os.ErrDeadlineExceeded):
-			t.extend(from) // half closed, and still talking
-		case err != nil || n < countEvery:
-			return err
-		}
+// charge counts n bytes that are about to leave against the limit. It is called on
+// the connection's own goroutine.
+func (t *tunnel) charge(n int) error {
+	refused := t.c.agent.limit.bytes(t.c.srv.now(), t.limits, int64(n))
+	if refused == nil {
+		return nil
 	}
+	f := &t.c.flow
+	f.event.Event, f.event.Decision, f.event.Reason = "limit", "deny", refused.reason
+	return errLimit
 }
 
-// copyLimited moves the agent's bytes while its limit lasts. Each is counted before
-// it leaves, which a splice could not do.
-func (t *tunnel) copyLimited() error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := t.c.nc.Read(*buf)
-		if n > 0 {
-			sent, werr := t.send((*buf)[:n])
-			t.count(&t.sent, &t.c.agent.bytesOut, int64(sent))
-			if werr != nil {
-				return werr
-			}
+// pump is one direction of a tunnel.
+type pump struct {
+	to, from net.Conn
+	sum      *atomic.Int64
+	agent    *atomic.Uint64
+	charge   func(int) error // before bytes leave; may be nil
+}
+
+// spliceFrom is how much has to wait for its being moved within the kernel. Less
+// goes by a buffer: the pipe that a splice needs costs more than the copy.
+const spliceFrom = 16 << 10
+
+// pump moves bytes until p.from ends. It waits without a buffer or a pipe, so an
+// idle tunnel holds neither; then it moves what is there, counted before it leaves.
+func (t *tunnel) pump(p *pump) error {
+	wait := newWaiter(p.from)
+	for seen := int64(0); ; {
+		n, err := wait.ready()
+		if err == nil {
+			n, err = p.move(n)
 		}
+		t.count(p.sum, p.agent, n)
 		switch {
 		case err == io.EOF:
 			return nil
-		case n > 0 && errors.Is(err, os.ErrDeadlineExceeded):
-			t.extend(t.c.nc)
+		case errors.Is(err, os.ErrDeadlineExceeded) && p.sum.Load() > seen:
+			seen = p.sum.Load()
+			t.extend(p.from) // half closed, and still talking
 		case err != nil:
 			return err
 		}
 	}
 }
 
-var errLimit = errors.New("proxy: upload limit reached")
-
-// send counts p against the limit and sends it.
-func (t *tunnel) send(p []byte) (int, error) {
-	refused := t.c.agent.limit.bytes(t.c.srv.now(), t.limits, int64(len(p)))
-	if refused == nil {
-		return t.wire.Conn.Write(p)
+// move moves the n bytes that are there; of an unknown number it reads once.
+func (p *pump) move(n int) (int, error) {
+	if n >= spliceFrom {
+		if err := p.pay(n); err != nil {
+			return 0, err
+		}
+		moved, err := io.Copy(p.to, &io.LimitedReader{R: p.from, N: int64(n)})
+		return int(moved), err
 	}
-	f := &t.c.flow
-	f.event.Event, f.event.Decision, f.event.Reason = "limit", "deny", refused.reason
-	return 0, errLimit
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	n, end := p.from.Read(*buf)
+	if n == 0 {
+		return 0, end
+	}
+	if err := p.pay(n); err != nil {
+		return 0, err
+	}
+	n, err := p.to.Write((*buf)[:n])
+	if err == nil {
+		err = end
+	}
+	return n, err
 }
 
-func (t *tunnel) count(sum *atomic.Int64, agent *atomic.Uint64, n int64) {
-	sum.Add(n)
+func (p *pump) pay(n int) error {
+	if p.charge == nil {
+		return nil
+	}
+	return p.charge(n)
+}
+
+// waiter waits until a connection has something to be read.
+type waiter struct {
+	raw syscall.RawConn // nil: it cannot be asked, and reading waits
+	ask func(fd uintptr) bool
+	n   int
+}
+
+func newWaiter(nc net.Conn) *waiter {
+	w := &waiter{}
+	if sc, ok := nc.(syscall.Conn); ok {
+		w.raw, _ = sc.SyscallConn()
+	}
+	w.ask = func(fd uintptr) bool {
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+		if n, err := unix.Poll(fds[:], 0); err == nil && n == 0 {
+			return false
+		}
+		w.n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		return true
+	}
+	return w
+}
+
+// ready returns how many bytes are there, 0 at an end or where it is not known.
+func (w *waiter) ready() (int, error) {
+	if w.raw == nil {
+		return 0, nil
+	}
+	w.n = 0
+	err := w.raw.Read(w.ask)
+	return w.n, err
+}
+
+func (t *tunnel) count(sum *atomic.Int64, agent *atomic.Uint64, n int) {
+	sum.Add(int64(n))
 	agent.Add(uint64(n))
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -343,4 +344,51 @@ func TestForward(t *testing.T) {
 			t.Errorf("%s: %v", g.Target, g.Header)
 		}
 	}
+}
+
+// TestTunnelSplices: bulk goes through pipes within the kernel, and an idle tunnel
+// holds none.
+func TestTunnelSplices(t *testing.T) {
+	pipes := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		for _, fd := range fds {
+			if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.HasPrefix(to, "pipe:") {
+				n++
+			}
+		}
+		return n
+	}
+	r := newRig(t)
+	port := r.rawTCP(func(nc net.Conn) {
+		_, _ = io.CopyN(struct{ io.Writer }{nc}, struct{ io.Reader }{nc}, 4)
+		piece := make([]byte, 1<<20)
+		for {
+			if _, err := nc.Write(piece); err != nil {
+				return
+			}
+		}
+	})
+	r.configure(egressPolicy(port, "plain.example.test"), nil)
+	before := pipes()
+	var open []*raw
+	for range 8 {
+		c := r.dial()
+		if status := c.connect(fmt.Sprintf("plain.example.test:%d", port)); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		open = append(open, c)
+	}
+	if held := pipes() - before; held > 0 {
+		t.Errorf("idle tunnels hold %d ends of pipes", held)
+	}
+	for _, c := range open {
+		c.send("ping")
+		_, err := io.CopyN(io.Discard, c.br, 4<<20)
+		must(t, err)
+	}
+	eventually(t, "pipes", func() bool {
+		_, _ = io.CopyN(io.Discard, open[0].br, 1<<20)
+		return pipes() > before
+	})
 }

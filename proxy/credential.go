@@ -22,8 +22,9 @@ type credential struct {
 	name   string
 	header string // canonical; the one field it is sent in
 	value  string
-	beta   bool   // oauthBeta is merged into anthropic-beta
-	broken string // not "": there is no value, and why
+	line   []string // value, as a header map holds it; never changed
+	beta   bool     // oauthBeta is merged into anthropic-beta
+	broken string   // not "": there is no value, and why
 }
 
 // String keeps a credential out of anything printed.
@@ -45,19 +46,21 @@ func render(c *policy.Credential, s Secret) *credential {
 	}
 	value := string(s.Value)
 	if c.Kind == policy.KindAnthropic {
-		return out.anthropic(value)
+		out.anthropic(value)
+	} else {
+		if out.header == "" {
+			out.header = "Authorization"
+		}
+		out.value = format(c.Format, out.header, value)
 	}
-	if out.header == "" {
-		out.header = "Authorization"
-	}
-	out.value = format(c.Format, out.header, value)
+	out.line = []string{out.value}
 	return out
 }
 
 // anthropic chooses the field by the token's kind. One of neither kind is
 // refused rather than guessed at: sent in the wrong field it would only come
 // back as a 401 that names nothing.
-func (c *credential) anthropic(value string) *credential {
+func (c *credential) anthropic(value string) {
 	switch {
 	case strings.HasPrefix(value, "sk-ant-oat"):
 		c.header, c.value, c.beta = "Authorization", "Bearer "+value, true
@@ -66,7 +69,6 @@ func (c *credential) anthropic(value string) *credential {
 	default:
 		c.broken = "it is neither an sk-ant-oat nor an sk-ant-api token; use kind: header for another"
 	}
-	return c
 }
 
 // format puts value into a credential's format: "basic:USER", or a text with {}.
@@ -124,7 +126,7 @@ func (c *credential) needles() [][]byte {
 // apply sets the credential's field and nothing else; every other credential has
 // been removed before.
 func (c *credential) apply(h http.Header) {
-	h[c.header] = []string{c.value}
+	h[c.header] = c.line
 	if c.beta {
 		mergeList(h, "Anthropic-Beta", oauthBeta)
 	}

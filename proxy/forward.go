@@ -23,7 +23,7 @@ func (c *conn) forward(req *http.Request, authority, path, query string, questio
 	if refused != nil {
 		return nil, refused
 	}
-	x := &exchange{c: c, req: req, limits: f.snap.limits(c.agent.name)}
+	x := c.exchange(req)
 	x.up = upstream{agent: c.agent.name, rule: d.Rule, host: host, port: port}
 	x.host = x.up.authority()
 	x.target = path

@@ -29,40 +29,49 @@ var hopByHop = []string{
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
 }
 
-// nameSet is a set of field names, compared without case and with _ as -: CGI
-// and WSGI servers read X_Api_Key as X-Api-Key.
-type nameSet map[string]struct{}
+// fieldKind says why a request's field is not simply passed on.
+type fieldKind byte
 
-func newNameSet(names ...string) nameSet {
-	s := make(nameSet, len(names))
-	for _, n := range names {
-		s[strings.ReplaceAll(strings.ToLower(n), "_", "-")] = struct{}{}
+const (
+	fieldPlain      fieldKind = iota
+	fieldCredential           // may hold a credential of the client's
+	fieldOverride             // names another method or path
+)
+
+// fieldKinds are the fields that are not plain, by their names in lower case with
+// dashes.
+type fieldKinds map[string]fieldKind
+
+func newFieldKinds(credentials []string) fieldKinds {
+	k := fieldKinds{}
+	for _, name := range overrides {
+		k[normalName(name)] = fieldOverride
 	}
-	return s
+	for _, name := range slices.Concat(clientCredentials, credentials) {
+		k[normalName(name)] = fieldCredential
+	}
+	return k
 }
 
-var overrideNames = newNameSet(overrides...)
-
-// has reports whether name is in the set. It does not allocate.
-func (s nameSet) has(name string) bool {
+// of compares without case and with _ as -: CGI and WSGI servers read X_Api_Key as
+// X-Api-Key. It does not allocate.
+func (k fieldKinds) of(name string) fieldKind {
 	var buf [64]byte
 	if len(name) > len(buf) {
-		return s.hasLong(name)
+		return k[normalName(name)]
 	}
 	for i := range len(name) {
 		buf[i] = normal(name[i])
 	}
-	_, ok := s[string(buf[:len(name)])]
-	return ok
+	return k[string(buf[:len(name)])]
 }
 
-func (s nameSet) hasLong(name string) bool {
+func normalName(name string) string {
 	b := []byte(name)
 	for i := range b {
 		b[i] = normal(b[i])
 	}
-	_, ok := s[string(b)]
-	return ok
+	return string(b)
 }
 
 func normal(b byte) byte {
@@ -75,23 +84,18 @@ func normal(b byte) byte {
 	return b
 }
 
-// any returns a name of h that is in the set, or "".
-func (s nameSet) any(h http.Header) string {
+// removeCredentials deletes the fields of h that may hold a client's credential, and
+// returns the name of one that would override what was checked, or "".
+func (k fieldKinds) removeCredentials(h http.Header) (override string) {
 	for name := range h {
-		if s.has(name) {
-			return name
-		}
-	}
-	return ""
-}
-
-// remove deletes the fields of h that are in the set.
-func (s nameSet) remove(h http.Header) {
-	for name := range h {
-		if s.has(name) {
+		switch k.of(name) {
+		case fieldCredential:
 			delete(h, name)
+		case fieldOverride:
+			override = name
 		}
 	}
+	return override
 }
 
 // removeHopByHop deletes the fields for the next hop, those that Connection

@@ -46,6 +46,7 @@ type link struct {
 	br    *bufio.Reader
 	since time.Time // when it became idle
 	used  bool      // has answered before
+	quiet *probe    // asked by whoever took it from the pool, or holds the pool's mu
 }
 
 // budget bounds what is read while a head is awaited.
@@ -79,7 +80,7 @@ func (l *link) close() { _ = l.nc.Close() }
 func (p *pool) get(up upstream) *link {
 	for {
 		l := p.pop(up)
-		if l == nil || !readable(l.wire.raw) {
+		if l == nil || !l.quiet.readable() {
 			return l
 		}
 		l.close()
@@ -125,7 +126,7 @@ func (p *pool) reap(now time.Time) int {
 	for up, links := range p.idle {
 		kept := links[:0]
 		for _, l := range links {
-			if now.Sub(l.since) > p.srv.opt.Timeouts.UpstreamIdle || readable(l.wire.raw) {
+			if now.Sub(l.since) > p.srv.opt.Timeouts.UpstreamIdle || l.quiet.readable() {
 				old = append(old, l)
 			} else {
 				kept = append(kept, l)
@@ -186,6 +187,7 @@ func (p *pool) dial(ctx context.Context, up upstream) (*link, error) {
 	}
 	l.addr = l.wire.addr.String()
 	l.in.nc = l.nc
+	l.quiet = newProbe(l.wire.raw)
 	l.br = bufio.NewReaderSize(&l.in, readerSize)
 	return l, nil
 }

@@ -58,11 +58,12 @@ func (c *conn) refuse(r *refusal, req *http.Request) (again bool) {
 	if r.event != "" {
 		f.event.Event = r.event
 	}
+	if why := c.wasCut(); why != cutNone && why != cutStalled {
+		f.event.Status, f.event.Reason = statusGone, cutReason(why)
+		return false // nobody is there to hear it
+	}
 	if !r.failed {
 		f.event.Decision = "deny"
-	}
-	if r.status == statusGone {
-		return false
 	}
 	f.answered = true
 	f.close = f.close || r.close || req == nil || req.Close || c.srv.closed.Load()

@@ -27,6 +27,12 @@ func (x *exchange) relay(a *answer) (whole bool) {
 	if noBody || resp.ContentLength == 0 && !chunked {
 		return x.flush() == nil
 	}
+	if x.cred != nil {
+		c.flow.usage = newUsage(contentType(resp.Header["Content-Type"]))
+	}
+	if x.allHere(a, chunked) {
+		return x.relayWhole(a, chunked) == nil
+	}
 	return x.relayBody(a, chunked) == nil
 }
 
@@ -66,15 +72,15 @@ func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 	if !noBody || resp.StatusCode == http.StatusNoContent {
 		delete(h, "Content-Length")
 	}
-	x.scrubFields(h)
+	x.dropNames(h)
+	x.dropNames(resp.Trailer)
 	x.free() // of what the request needed: a stream of events should not hold it
 	x.take()
-	b := appendStatus(x.out[:0], resp.StatusCode)
+	b := appendStatus(x.out, resp.StatusCode)
 	b = appendFields(b, h)
 	switch {
 	case chunked:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-		x.scrubFields(resp.Trailer)
 		b = appendTrailerNames(b, resp.Trailer)
 	case !noBody:
 		b = append(b, "Content-Length: "...)
@@ -86,65 +92,157 @@ func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	x.out = append(b, "\r\n"...)
+	x.mask(x.out)
 }
 
-// scrubFields masks credentials in values, and drops fields whose names hold one.
+// mask masks credentials in b, in place.
+func (x *exchange) mask(b []byte) {
+	if x.cred != nil {
+		copy(b, x.c.flow.snap.secrets.Bytes(b))
+	}
+}
+
+// dropNames drops fields whose names hold a credential. A name has lost its case
+// on the way, so it is compared without; and what is left of it could not be told
+// from a field that is meant.
+func (x *exchange) dropNames(h http.Header) {
+	if x.cred == nil {
+		return
+	}
+	for name := range h {
+		if _, known := plainNames[name]; !known && x.c.flow.snap.secrets.ContainsFold(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// plainNames are common names of fields in answers, which need not be searched.
+var plainNames = func() map[string]struct{} {
+	m := map[string]struct{}{}
+	for name := range strings.FieldsSeq(`Accept-Ranges Access-Control-Allow-Headers Access-Control-Allow-Origin Access-Control-Expose-Headers Age
+		Alt-Svc Anthropic-Organization-Id Anthropic-Ratelimit-Input-Tokens-Limit Anthropic-Ratelimit-Input-Tokens-Remaining
+		Anthropic-Ratelimit-Input-Tokens-Reset Anthropic-Ratelimit-Output-Tokens-Limit Anthropic-Ratelimit-Output-Tokens-Remaining
+		Anthropic-Ratelimit-Output-Tokens-Reset Anthropic-Ratelimit-Requests-Limit Anthropic-Ratelimit-Requests-Remaining
+		Anthropic-Ratelimit-Requests-Reset Anthropic-Ratelimit-Tokens-Limit Anthropic-Ratelimit-Tokens-Remaining Anthropic-Ratelimit-Tokens-Reset
+		Cache-Control Cf-Cache-Status Cf-Ray Connection Content-Disposition Content-Encoding Content-Language Content-Length Content-Location
+		Content-Range Content-Security-Policy Content-Type Date Etag Expires Last-Modified Link Location Pragma Referrer-Policy Request-Id Retry-After
+		Server Server-Timing Set-Cookie Strict-Transport-Security Trailer Transfer-Encoding Vary Via Www-Authenticate X-Content-Type-Options
+		X-Envoy-Upstream-Service-Time X-Frame-Options X-Request-Id X-Robots-Tag X-Should-Retry X-Xss-Protection`) {
+		m[name] = struct{}{}
+	}
+	return m
+}()
+
+// scrubFields masks credentials in the values of fields that are sent apart from
+// the head, and drops those whose names hold one.
 func (x *exchange) scrubFields(h http.Header) {
 	if x.cred != nil {
 		x.c.flow.snap.secrets.Header(h)
 	}
 }
 
-// relayBody sends the head in out and the body behind it, each read as it came:
-// together where all of it is there already, else the head at once.
-func (x *exchange) relayBody(a *answer, chunked bool) error {
-	ready := x.allHere(a, chunked)
-	if !ready {
-		if err := x.flush(); err != nil {
+// allHere reports whether the whole body is buffered and fits behind the head.
+func (x *exchange) allHere(a *answer, chunked bool) bool {
+	b := a.buffered()
+	if len(b)+chunkHead+chunkTail+len("0\r\n\r\n") > x.space() {
+		return false
+	}
+	if chunked {
+		return len(a.resp.Trailer) == 0 && wholeChunks(b)
+	}
+	return int64(len(b)) >= a.resp.ContentLength
+}
+
+// wholeChunks reports whether b is a body in chunks up to its very end, without
+// extensions or trailer.
+func wholeChunks(b []byte) bool {
+	for {
+		line, rest, ok := bytes.Cut(b, []byte("\r\n"))
+		size, err := strconv.ParseUint(string(line), 16, 31)
+		switch {
+		case !ok || err != nil:
+			return false
+		case size == 0:
+			return string(rest) == "\r\n"
+		case uint64(len(rest)) < size+2:
+			return false
+		}
+		b = rest[size+2:]
+	}
+}
+
+// relayWhole sends the head in out and a body that is all buffered in one write.
+// The upstream's connection is given back before: the agent may ask again at once.
+func (x *exchange) relayWhole(a *answer, chunked bool) error {
+	at := len(x.out)
+	room := x.out[at:cap(x.out)]
+	if chunked {
+		room = room[chunkHead : len(room)-chunkTail]
+	}
+	n := 0
+	for err := error(nil); err == nil; {
+		var m int
+		m, err = a.resp.Body.Read(room[n:])
+		n += m
+		if err != nil && err != io.EOF {
 			return err
 		}
 	}
+	x.mask(room[:n])
+	x.got(room[:n], false)
+	switch {
+	case !chunked:
+		x.out = x.out[:at+n]
+	case n > 0:
+		x.out = x.out[:at+frameChunk(x.out[at:cap(x.out)], n)]
+	}
+	if chunked {
+		x.endChunks(a.resp)
+	}
+	if x.load == nil {
+		a.finish(!x.rest)
+	}
+	return x.flush()
+}
+
+// relayBody sends the head in out, and then the body as it comes: each read is one
+// write, so an event waits for nothing.
+func (x *exchange) relayBody(a *answer, chunked bool) error {
+	if err := x.flush(); err != nil {
+		return err
+	}
 	body := x.scrubbed(a.resp)
-	for more := true; more; {
-		at := len(x.out)
-		if x.space() < chunkSpace {
-			if err := x.flush(); err != nil {
-				return err
-			}
-			at = 0
-		}
-		room := x.out[at:cap(x.out)]
+	for {
+		room := x.out[:cap(x.out)]
 		if chunked {
 			room = room[chunkHead : len(room)-chunkTail]
 		}
 		n, err := body.Read(room)
 		x.got(room[:n], n == len(room))
 		switch {
-		case chunked && n > 0:
-			x.out = x.out[:at+frameChunk(x.out[at:cap(x.out)], n)]
 		case !chunked:
-			x.out = x.out[:at+n]
+			x.out = x.out[:n]
+		case n > 0:
+			x.out = x.out[:frameChunk(x.out[:cap(x.out)], n)]
 		}
-		if err == io.EOF {
-			more = false
-			if chunked {
-				x.endChunks(a.resp)
+		if err == nil {
+			if err := x.flush(); err != nil {
+				return err
 			}
-			if x.load == nil {
-				a.finish(!x.rest) // before the agent can ask again, for another to use
-			}
-		} else if err != nil {
+			continue
+		}
+		if err != io.EOF {
 			_ = x.flush() // what came before the break is the agent's
 			return err
 		}
-		if ready && more {
-			continue
+		if chunked {
+			x.endChunks(a.resp)
 		}
-		if err := x.flush(); err != nil {
-			return err
+		if x.load == nil {
+			a.finish(!x.rest) // before the agent can ask again, for another to use
 		}
+		return x.flush()
 	}
-	return nil
 }
 
 // got counts n bytes of the answer and moves on to the big buffer for a body that
@@ -187,25 +285,13 @@ func (x *exchange) endChunks(resp *http.Response) {
 	x.out = append(b, "\r\n"...)
 }
 
-// allHere reports whether the whole body can be read without waiting, so that a
-// small answer takes one write.
-func (x *exchange) allHere(a *answer, chunked bool) bool {
-	b := a.buffered()
-	if chunked {
-		return len(b) < bufferSize/2 && bytes.HasSuffix(b, []byte("0\r\n\r\n")) && len(a.resp.Trailer) == 0
-	}
-	return int64(len(b)) >= a.resp.ContentLength
-}
-
-// scrubbed is the answer's body as the agent may see it, and as its usage is read.
+// scrubbed is the answer's body as the agent may see it.
 func (x *exchange) scrubbed(resp *http.Response) io.Reader {
-	kind := contentType(resp.Header["Content-Type"])
 	if x.cred == nil {
 		return resp.Body
 	}
-	x.c.flow.usage = newUsage(kind)
 	mode := scrub.Body
-	if lines[kind] {
+	if lines[contentType(resp.Header["Content-Type"])] {
 		mode = scrub.Events
 	}
 	return scrub.NewReader(resp.Body, x.c.flow.snap.secrets, mode)

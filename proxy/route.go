@@ -17,8 +17,7 @@ func (c *conn) handle(req *http.Request) (again bool) {
 		return c.refuse(refused, req)
 	}
 	if req.Method == http.MethodConnect {
-		c.connectTunnel(req)
-		return false
+		return c.connectTunnel(req)
 	}
 	x, refused := c.prepare(req)
 	for refused == newer {
@@ -141,25 +140,38 @@ func (c *conn) route(req *http.Request, path, query string, question bool) (*exc
 	if refused != nil {
 		return nil, refused
 	}
-	x := &exchange{c: c, req: req, limits: f.snap.limits(c.agent.name)}
-	up := &d.Route.Upstream
-	x.up = upstream{agent: c.agent.name, rule: d.Rule, host: up.Host, port: up.Port, tls: up.Scheme == "https"}
-	x.host = x.up.authority()
-	x.target = up.Base + d.Rest
+	x := c.exchange(req)
+	x.up = routed(c.agent.name, d.Rule, d.Route)
+	if x.host = f.snap.hosts[d.Route]; x.host == "" {
+		x.host = x.up.authority()
+	}
+	x.target = d.Route.Upstream.Base + d.Rest
 	if question {
 		x.target += "?" + query
 	}
 	return x, x.dress(d.Route)
 }
 
-// checkRouted refuses what would have the upstream act on something else than what
-// was decided on, and requests of web pages.
+func routed(agent, rule string, r *policy.Route) upstream {
+	return upstream{agent: agent, rule: rule, host: r.Upstream.Host, port: r.Upstream.Port, tls: r.Upstream.Scheme == "https"}
+}
+
+// exchange makes the connection's exchange ready for another request.
+func (c *conn) exchange(req *http.Request) *exchange {
+	x := &c.x
+	x.c, x.req, x.limits = c, req, c.flow.snap.limits(c.agent.name)
+	x.up, x.host, x.target, x.cred = upstream{}, "", "", nil
+	x.length, x.expect, x.rest, x.head = 0, false, false, 0
+	x.filled, x.load, x.left = false, nil, false
+	x.expected.said = false
+	return x
+}
+
+// checkRouted refuses paths that could be read in two ways, and requests of web
+// pages.
 func checkRouted(path string, h http.Header) *refusal {
 	if err := head.CheckPath(path); err != nil {
 		return denied(err.Error())
-	}
-	if name := overrideNames.any(h); name != "" {
-		return denied(name + " would have the upstream act on another method or path than the one that was checked")
 	}
 	for _, origin := range h["Origin"] {
 		if !localOrigin(origin) {
@@ -186,7 +198,9 @@ func (x *exchange) dress(r *policy.Route) *refusal {
 	h, snap := x.req.Header, x.c.flow.snap
 	trailers := listHas(h["Te"], "trailers")
 	removeHopByHop(h)
-	snap.strip.remove(h)
+	if name := snap.fields.removeCredentials(h); name != "" {
+		return denied(name + " would have the upstream act on another method or path than the one that was checked")
+	}
 	if r.Credential != "" {
 		cred := snap.creds[r.Credential]
 		if cred == nil || cred.broken != "" {

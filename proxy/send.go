@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 )
@@ -54,11 +55,9 @@ func (x *exchange) send() (*answer, *refusal) {
 		return a, nil
 	}
 	_, refused := x.settle()
-	switch why := x.c.wasCut(); {
-	case why == cutStalled:
-		return nil, &refusal{status: http.StatusGatewayTimeout, failed: true, rule: x.up.rule, reason: "upstream " + x.up.authority() + " did not answer in time"}
-	case why != cutNone:
-		return nil, &refusal{status: statusGone, failed: true, rule: x.up.rule, reason: cutReason(why), close: true}
+	switch {
+	case x.c.wasCut() == cutStalled:
+		return nil, failed(os.ErrDeadlineExceeded, x.up)
 	case refused != nil:
 		return nil, refused
 	}

@@ -16,10 +16,11 @@ type snapshot struct {
 	policy     *policy.Policy
 	generation uint64
 	creds      map[string]*credential
-	strip      nameSet    // fields that may hold a client's credential
+	fields     fieldKinds // request fields that do not pass as they are
 	secrets    *scrub.Set // what no answer on a credentialed route may hold
 	pool       *pool      // shared by generations of equal policy
 	agents     map[string]*policy.Agent
+	hosts      map[*policy.Route]string // the Host field of a route's requests
 }
 
 // maxKnown bounds the secrets that are scrubbed, former ones included: the scrubber
@@ -53,11 +54,16 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 		policy: c.Policy, generation: c.Generation,
 		creds:  make(map[string]*credential, len(c.Policy.Credentials)),
 		agents: make(map[string]*policy.Agent, len(c.Policy.Agents)),
+		hosts:  make(map[*policy.Route]string, len(c.Policy.Routes)),
+	}
+	for i := range c.Policy.Routes {
+		r := &c.Policy.Routes[i]
+		n.hosts[r] = routed("", "", r).authority()
 	}
 	for i := range c.Policy.Agents {
 		n.agents[c.Policy.Agents[i].Name] = &c.Policy.Agents[i]
 	}
-	strip := clientCredentials
+	var sent []string
 	for i := range c.Policy.Credentials {
 		cred := &c.Policy.Credentials[i]
 		secret, ok := c.Secrets[cred.Name]
@@ -67,10 +73,10 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 		rendered := render(cred, secret)
 		n.creds[cred.Name] = rendered
 		if cred.Header != "" {
-			strip = append(strip[:len(strip):len(strip)], cred.Header)
+			sent = append(sent, cred.Header)
 		}
 	}
-	n.strip = newNameSet(strip...)
+	n.fields = newFieldKinds(sent)
 	s.scrubSet(n, c, old)
 	if old != nil && old.policy.Digest() == c.Policy.Digest() {
 		n.pool = old.pool

@@ -130,10 +130,7 @@ func (c *conn) peer() (state peerState) {
 	if c.raw == nil {
 		return peerOpen
 	}
-	err := c.raw.Control(func(fd uintptr) {
-		state = pollPeer(int32(fd))
-	})
-	if err != nil {
+	if c.raw.Control(func(fd uintptr) { state = pollPeer(int32(fd)) }) != nil {
 		return peerReset
 	}
 	return state
@@ -154,16 +151,31 @@ func pollPeer(fd int32) peerState {
 	return peerOpen
 }
 
-// readable reports whether an idle connection has something to say: an end, a
-// TLS alert, an answer that nobody asked for. None of them may be used again.
-func readable(raw syscall.RawConn) (yes bool) {
-	if raw == nil {
+// probe asks whether a connection has something to be read. It is made once for a
+// connection, so that asking costs no memory.
+type probe struct {
+	raw syscall.RawConn // nil: it cannot be asked
+	ask func(fd uintptr)
+	fds [1]unix.PollFd
+	yes bool
+}
+
+func newProbe(raw syscall.RawConn) *probe {
+	p := &probe{raw: raw}
+	p.ask = func(fd uintptr) {
+		p.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}
+		n, err := unix.Poll(p.fds[:], 0)
+		p.yes = err == nil && n > 0
+	}
+	return p
+}
+
+// readable reports whether there are bytes, an end or an error. One goroutine may
+// ask at a time.
+func (p *probe) readable() bool {
+	if p.raw == nil {
 		return false
 	}
-	err := raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
-		n, err := unix.Poll(fds, 0)
-		yes = err == nil && n > 0
-	})
-	return yes || err != nil
+	p.yes = false
+	return p.raw.Control(p.ask) != nil || p.yes
 }

@@ -169,6 +169,11 @@ func (s *objectScan) feed(p []byte) (object []byte) {
 			p = s.feedString(p)
 			continue
 		}
+		if len(s.capture) == 0 {
+			if p = p[plain(p):]; len(p) == 0 {
+				break
+			}
+		}
 		c := p[0]
 		s.keep(p[:1])
 		p = p[1:]
@@ -193,6 +198,18 @@ func (s *objectScan) feed(p []byte) (object []byte) {
 	}
 	return object
 }
+
+// plain is how many bytes stand before the next one with a meaning.
+func plain(p []byte) int {
+	for i, c := range p {
+		if structure[c] {
+			return i
+		}
+	}
+	return len(p)
+}
+
+var structure = [256]bool{'"': true, ':': true, '{': true, '[': true, '}': true, ']': true, ',': true}
 
 // feedString consumes up to the end of a string or of p.
 func (s *objectScan) feedString(p []byte) []byte {
