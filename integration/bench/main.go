@@ -1,7 +1,7 @@
 // Package main prints the project's figures, each beside a baseline that was measured in the same run.
 //
 //	EXITGATE_BINARY=.build/exitgate go run ./integration/bench            # all, as root
-//	EXITGATE_BINARY=.build/exitgate go run ./integration/bench -only boot # one table: boot, reload, pin, route
+//	EXITGATE_BINARY=.build/exitgate go run ./integration/bench -only boot # one table: boot, reload, pin, route, sse
 //
 // Everything runs on the rig: the binary is PID 1 of a box, upstream and name server are outside it, the load comes from the agent inside.
 // Candidates take turns, round by round; a figure is the median over rounds, a ratio the median of the rounds' ratios, so that a slow moment
@@ -48,11 +48,12 @@ var tables = []struct {
 	{"reload", (*bench).reload},
 	{"pin", (*bench).pin},
 	{"route", (*bench).route},
+	{"sse", (*bench).sse},
 }
 
 func run() error {
 	binary := flag.String("binary", os.Getenv("EXITGATE_BINARY"), "the exitgate binary to measure")
-	only := flag.String("only", "", "one table: boot, reload, pin, route")
+	only := flag.String("only", "", "one table: boot, reload, pin, route, sse")
 	rounds := flag.Int("rounds", 7, "rounds of each measurement")
 	hosts := flag.Int("hosts", 10000, "the largest policy, in hosts")
 	flag.Parse()

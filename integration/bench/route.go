@@ -39,8 +39,8 @@ type candidate struct {
 	host  string
 }
 
-// route compares the route by exitgate with going direct and with the standard library's bare reverse proxy.
-func (b *bench) route() error {
+// compare measures the route by exitgate, going direct, and the standard library's bare reverse proxy.
+func (b *bench) compare(measure func([]candidate) error) error {
 	w, err := rig.NewWorld()
 	if err != nil {
 		return err
@@ -54,17 +54,29 @@ func (b *bench) route() error {
 	if err != nil {
 		return err
 	}
-	for _, conns := range []int{1, 16, 64} {
-		if err := b.requests(all, conns); err != nil {
-			return err
+	return measure(all)
+}
+
+func (b *bench) route() error {
+	return b.compare(func(all []candidate) error {
+		for _, conns := range []int{1, 16, 64} {
+			if err := b.requests(all, conns); err != nil {
+				return err
+			}
 		}
-	}
-	for _, n := range []int{1, 16} {
-		if err := b.events(all, n, 5); err != nil {
-			return err
+		return nil
+	})
+}
+
+func (b *bench) sse() error {
+	return b.compare(func(all []candidate) error {
+		for _, s := range []struct{ streams, ms int }{{1, 5}, {16, 5}, {1000, 100}} {
+			if err := b.events(all, s.streams, s.ms); err != nil {
+				return err
+			}
 		}
-	}
-	return b.events(all, 1000, 100)
+		return nil
+	})
 }
 
 func (b *bench) candidates(w *rig.World, up *rig.Upstream) ([]candidate, error) {

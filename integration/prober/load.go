@@ -94,7 +94,7 @@ func streams(p Probe, _ emit) Result {
 		if err != nil {
 			return nil, err
 		}
-		defer res.Body.Close()
+		// The body is not closed: that would read an endless stream to its end.
 		lines := bufio.NewReader(res.Body)
 		for time.Now().Before(until) {
 			line, err := lines.ReadSlice('\n')
