@@ -308,9 +308,9 @@ func TestLeftovers(t *testing.T) {
 		}
 		start := leftover("polite", `trap "touch `+dir+`/polite.term; exit" TERM`) +
 			leftover("stubborn", `trap "" TERM HUP`) +
-			leftover("stopped", `trap "touch `+dir+`/stopped.term; exit" TERM; kill -STOP $$`) +
-			fmt.Sprintf(`until [ -e %[1]s/polite.up -a -e %[1]s/stubborn.up ]; do sleep 0.02; done; exit 9`, dir)
-		cfg := gateConfig{Command: shell(start), Proxy: true, Grace: 500 * time.Millisecond}
+			leftover("stopped", `trap "touch `+dir+`/stopped.term; exit" TERM; touch `+dir+`/stopped.ready; kill -STOP $$`) +
+			fmt.Sprintf(`until [ -e %[1]s/polite.up -a -e %[1]s/stubborn.up -a -e %[1]s/stopped.ready ]; do sleep 0.02; done; exit 9`, dir)
+		cfg := gateConfig{Command: shell(start), Proxy: true, Grace: 1500 * time.Millisecond}
 		code, said := run(t, cfg, first)
 		if code != 9 || !strings.Contains(said, "the proxy runs") {
 			t.Errorf("exit code %d, said:\n%s", code, said)
