@@ -57,6 +57,7 @@ func TestAnswerPasses(t *testing.T) {
 		{"unasked 100", "GET", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 200 OK|Content-Length: 2||ok"},
 		{"pragma alone", "GET", "HTTP/1.1 200 OK\r\nPragma: no-cache\r\nContent-Length: 0\r\n\r\n", false, "HTTP/1.1 200 OK|Content-Length: 0|Pragma: no-cache||"},
 		{"pragma and more", "GET", "HTTP/1.1 200 OK\r\nPragma: no-cache\r\ncache-control: no-cache\r\nContent-Length: 0\r\n\r\n", false, "HTTP/1.1 200 OK|Cache-Control: no-cache|Content-Length: 0|Pragma: no-cache||"},
+		{"ours are not to be forged", "GET", "HTTP/1.1 403 Forbidden\r\nExitgate-Decision: deny; rule=x\r\nExitgate-Request-Id: x\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 403 Forbidden|Content-Length: 2||ok"},
 		{"identity", "GET", "HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 200 OK|Content-Encoding: identity|Content-Length: 2||ok"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -250,6 +251,10 @@ func TestUpstreamFails(t *testing.T) {
 		{"status code", answer("HTTP/1.1 " + quoted + "\r\n\r\n"), 502, "not valid HTTP"},
 		{"field line", answer("HTTP/1.1 200 OK\r\n" + quoted + "\r\n\r\n"), 502, "not valid HTTP"},
 		{"content length", answer("HTTP/1.1 200 OK\r\nContent-Length: " + quoted + "\r\n\r\n"), 502, "not valid HTTP"},
+		{"name with a blank", answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length : 0\r\n\r\nok"), 502, "not valid HTTP"},
+		{"name with a colon missing", answer("HTTP/1.1 200 OK\r\nX-A\r\n\r\n"), 502, "not valid HTTP"},
+		{"bare cr in a value", answer("HTTP/1.1 200 OK\r\nX-A: b\rSet-Cookie: c\r\nContent-Length: 0\r\n\r\n"), 502, "not valid HTTP"},
+		{"status of two digits", answer("HTTP/1.1 +99 OK\r\nContent-Length: 0\r\n\r\n"), 502, "not valid HTTP"},
 		{"two lengths", answer("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx"), 502, "not valid HTTP"},
 		{"transfer encoding", answer("HTTP/1.1 200 OK\r\nTransfer-Encoding: " + quoted + "\r\n\r\n"), 502, "not valid HTTP"},
 		{"switching protocols", answer("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nX-Leak: " + quoted + "\r\n\r\n" + quoted), 502, "not valid HTTP"},

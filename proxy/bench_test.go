@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -367,4 +368,50 @@ func BenchmarkNewTunnels(b *testing.B) {
 			})
 		})
 	}
+}
+
+// BenchmarkOpenStreams reports what an open event stream holds: memory of client,
+// proxy and upstream together, so that the direct road is what to subtract.
+func BenchmarkOpenStreams(b *testing.B) {
+	const streams = 500
+	wait := make(chan struct{})
+	all := roads(b, func(nc net.Conn, br *bufio.Reader) {
+		if _, err := parse(br); err != nil {
+			return
+		}
+		_, _ = io.WriteString(nc, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n7\r\ndata:\n\n\r\n")
+		<-wait
+	})
+	b.Cleanup(func() { close(wait) })
+	for _, rd := range all {
+		b.Run(rd.name, func(b *testing.B) {
+			for range b.N {
+				before := inUse()
+				var open []net.Conn
+				for range streams {
+					nc := rd.dial()
+					open = append(open, nc)
+					fmt.Fprintf(nc, "GET /v1/models HTTP/1.1\r\nHost: %s\r\n%s\r\n", rd.host, clientFields)
+					br := bufio.NewReaderSize(nc, 16)
+					for line := ""; !strings.Contains(line, "data:"); {
+						var err error
+						line, err = br.ReadString('\n')
+						must(b, err)
+					}
+				}
+				b.ReportMetric(float64(inUse()-before)/1024/streams, "KiB/stream")
+				for _, nc := range open {
+					_ = nc.Close()
+				}
+			}
+		})
+	}
+}
+
+func inUse() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
 }

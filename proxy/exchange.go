@@ -27,9 +27,9 @@ type exchange struct {
 	buffer
 	filled bool // the last read used all the room it had
 
-	load     loader // nil: nothing of the body is sent behind the answer's back
-	expected expectation
-	left     bool // the agent took no more of the answer
+	load  loader  // nil: nothing of the body is sent behind the answer's back
+	left  bool    // the agent took no more of the answer
+	alone interim // where no other goroutine speaks to the agent
 }
 
 // loader sends a body while the answer is awaited.

@@ -133,7 +133,9 @@ func (x *exchange) sendH2() (*answer, error) {
 		stop()
 		return nil, err
 	}
-	resp, err := h.transport.RoundTrip(x.h2Request(httptrace.WithClientTrace(ctx, x.h2Trace())))
+	i := &interim{c: x.c}
+	resp, err := h.transport.RoundTrip(x.h2Request(httptrace.WithClientTrace(ctx, x.h2Trace(i)), i))
+	i.end()
 	if err != nil {
 		stop()
 		return nil, err
@@ -145,17 +147,17 @@ func (x *exchange) sendH2() (*answer, error) {
 }
 
 // h2Trace notes the address, and passes interim answers on.
-func (x *exchange) h2Trace() *httptrace.ClientTrace {
+func (x *exchange) h2Trace(i *interim) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		GotConn: func(i httptrace.GotConnInfo) {
-			addr := addrPort(i.Conn.RemoteAddr())
+		GotConn: func(g httptrace.GotConnInfo) {
+			addr := addrPort(g.Conn.RemoteAddr())
 			x.c.mu.Lock()
 			x.c.flow.addr = addr.Addr()
 			x.c.mu.Unlock()
 			x.c.flow.event.Upstream = addr.String()
 		},
 		Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
-			x.interim(code, http.Header(h))
+			x.passOn(i, code, http.Header(h))
 			return nil
 		},
 	}
@@ -163,7 +165,7 @@ func (x *exchange) h2Trace() *httptrace.ClientTrace {
 
 // h2Request is the request for net/http's transport. URL.Opaque keeps the target's
 // bytes as they came.
-func (x *exchange) h2Request(ctx context.Context) *http.Request {
+func (x *exchange) h2Request(ctx context.Context, i *interim) *http.Request {
 	h := x.req.Header
 	delete(h, "Expect") // its 100 is sent when the body is first asked for
 	delete(h, "Connection")
@@ -175,19 +177,20 @@ func (x *exchange) h2Request(ctx context.Context) *http.Request {
 		Method: x.req.Method, Host: x.host, Header: h, ContentLength: x.length,
 		URL: &url.URL{Scheme: "https", Host: x.up.hostPort(), Opaque: path, RawQuery: query, ForceQuery: question},
 	}
-	x.h2Body(req)
+	x.h2Body(req, i)
 	return req.WithContext(ctx)
 }
 
 // h2Body gives req the gathered body, and the rest behind it if there is more.
-func (x *exchange) h2Body(req *http.Request) {
-	pre := x.out[x.head:]
+func (x *exchange) h2Body(req *http.Request, i *interim) {
+	// The transport may read on after the answer, when out is somebody else's.
+	pre := bytes.Clone(x.out[x.head:])
 	if x.length < 0 {
 		pre = unchunk(pre)
 		req.Trailer = x.req.Trailer
 	}
 	if x.rest {
-		x.load = &streamBody{x: x, pre: pre}
+		x.load = &streamBody{x: x, i: i, pre: pre}
 		req.Body = x.load.(*streamBody)
 		return
 	}
@@ -209,6 +212,7 @@ func unchunk(framed []byte) []byte {
 // it on a goroutine of its own, which may outlive the answer.
 type streamBody struct {
 	x    *exchange
+	i    *interim
 	shut atomic.Bool
 
 	mu      sync.Mutex // held while the agent's connection is read; guards the fields below
@@ -230,7 +234,7 @@ func (b *streamBody) Read(p []byte) (n int, err error) {
 		return n, nil
 	}
 	if b.x.expect {
-		b.x.goOn()
+		b.i.goOn()
 	}
 	n, err = b.x.readBody(p)
 	switch {

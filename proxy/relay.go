@@ -22,7 +22,6 @@ func (x *exchange) relay(a *answer) (whole bool) {
 	noBody := x.req.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified
 	chunked := !noBody && (resp.ContentLength < 0 || len(resp.Trailer) > 0)
 	x.answerHead(resp, noBody, chunked)
-	x.noMorePromises()
 	c.flow.answered = true
 	if noBody || resp.ContentLength == 0 && !chunked {
 		return x.flush() == nil
@@ -72,6 +71,8 @@ func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 	if !noBody || resp.StatusCode == http.StatusNoContent {
 		delete(h, "Content-Length")
 	}
+	delete(h, "Exitgate-Decision") // ours alone: nobody else says what we decided
+	delete(h, "Exitgate-Request-Id")
 	x.dropNames(h)
 	x.dropNames(resp.Trailer)
 	x.free() // of what the request needed: a stream of events should not hold it
@@ -280,7 +281,9 @@ func (x *exchange) endChunks(resp *http.Response) {
 			delete(resp.Trailer, name)
 		}
 		x.scrubFields(resp.Trailer)
-		b = appendFields(b, resp.Trailer)
+		if tokens(resp.Trailer) {
+			b = appendFields(b, resp.Trailer)
+		}
 	}
 	x.out = append(b, "\r\n"...)
 }

@@ -163,7 +163,7 @@ func (c *conn) exchange(req *http.Request) *exchange {
 	x.up, x.host, x.target, x.cred = upstream{}, "", "", nil
 	x.length, x.expect, x.rest, x.head = 0, false, false, 0
 	x.filled, x.load, x.left = false, nil, false
-	x.expected.said = false
+	x.alone.c, x.alone.shut = c, false
 	return x
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -152,6 +153,9 @@ const earlyAnswer = 100 * time.Millisecond
 // of it came.
 func (x *exchange) try(l *link) (resp *http.Response, begun bool, err error) {
 	_, failure := l.nc.Write(x.out)
+	if failure == nil && !x.mayRepeat(false) {
+		x.free() // an answer may take ten minutes
+	}
 	switch {
 	case failure != nil:
 		// It may have answered before it stopped reading: 413, say.
@@ -160,10 +164,13 @@ func (x *exchange) try(l *link) (resp *http.Response, begun bool, err error) {
 	case x.rest:
 		x.uploadTo(l)
 	}
+	i := &x.alone
 	if x.expect {
-		defer x.promise().Stop()
+		i = &interim{c: x.c} // a timer may speak, and too late
+		defer time.AfterFunc(promiseAfter, i.goOn).Stop()
 	}
-	resp, begun, err = x.await(l)
+	resp, begun, err = x.await(l, i)
+	i.end()
 	if failure != nil && err != nil {
 		err = failure
 	}
@@ -173,15 +180,21 @@ func (x *exchange) try(l *link) (resp *http.Response, begun bool, err error) {
 // maxInterim bounds the interim answers to one request.
 const maxInterim = 16
 
-var errInterim = errors.New("proxy: too many interim answers, or one that switches protocols")
+var (
+	errInterim = errors.New("proxy: too many interim answers, or one that switches protocols")
+	errHead    = errors.New("proxy: answer head with an impossible status or name")
+)
 
 // await reads answers until a final one, and passes the interim ones on.
-func (x *exchange) await(l *link) (*http.Response, bool, error) {
+func (x *exchange) await(l *link, i *interim) (*http.Response, bool, error) {
 	l.in.bounded, l.in.left = true, maxAnswerHead
 	began := false
 	for range maxInterim {
 		resp, begun, err := l.readAnswer(x.req)
 		began = began || begun
+		if err == nil && (resp.StatusCode < 100 || !tokens(resp.Header)) {
+			err = errHead
+		}
 		if err != nil {
 			return nil, began, err
 		}
@@ -192,56 +205,74 @@ func (x *exchange) await(l *link) (*http.Response, bool, error) {
 		if resp.StatusCode == http.StatusSwitchingProtocols {
 			break
 		}
-		x.interim(resp.StatusCode, resp.Header)
+		x.passOn(i, resp.StatusCode, resp.Header)
 	}
 	return nil, true, errInterim
 }
 
-// expectation keeps the agent's 100 Continue and the final answer in order.
-type expectation struct {
-	mu   sync.Mutex // guards said, and the connection until the final answer
-	said bool       // 100 Continue was sent, or need not be any more
+// tokens reports whether the names of h are. http.ReadResponse lets blanks pass:
+// "Content-Length : 5" would be a field of no meaning here, and of one behind us.
+func tokens(h http.Header) bool {
+	for name := range h {
+		if strings.IndexByte(name, ' ') >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// interim keeps what is said to the agent before the final answer in order, where
+// more than one goroutine may say something. It belongs to one request: what is
+// said too late is not said at all.
+type interim struct {
+	c *conn
+
+	mu        sync.Mutex // guards the fields below, and the connection until shut
+	continued bool       // 100 Continue was sent
+	shut      bool       // the final answer begins
 }
 
 // promiseAfter is how long an upstream may think about a 100 Continue before the
 // agent is told to go on (RFC 9110 10.1.1: neither side waits for ever).
 const promiseAfter = time.Second
 
-func (x *exchange) promise() *time.Timer {
-	return time.AfterFunc(promiseAfter, x.goOn)
+// goOn sends 100 Continue, once.
+func (i *interim) goOn() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.goOnLocked()
 }
 
-// goOn sends 100 Continue, once, unless the final answer came first.
-func (x *exchange) goOn() {
-	x.expected.mu.Lock()
-	defer x.expected.mu.Unlock()
-	if !x.expected.said {
-		x.expected.said = true
-		_, _ = x.c.nc.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+func (i *interim) goOnLocked() {
+	if !i.continued && !i.shut {
+		i.continued = true
+		_, _ = i.c.nc.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 	}
 }
 
-// noMorePromises is called before the final answer is written.
-func (x *exchange) noMorePromises() {
-	x.expected.mu.Lock()
-	x.expected.said = true
-	x.expected.mu.Unlock()
+// end is called before anything final is written.
+func (i *interim) end() {
+	i.mu.Lock()
+	i.shut = true
+	i.mu.Unlock()
 }
 
-// interim passes a 1xx on. 100 goes only to an agent that waits for it.
-func (x *exchange) interim(code int, h http.Header) {
+// passOn passes a 1xx on. 100 goes only to an agent that waits for it. Once i is
+// shut x may belong to another request already, and is not touched.
+func (x *exchange) passOn(i *interim, code int, h http.Header) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.shut {
+		return
+	}
 	if code == http.StatusContinue {
 		if x.expect {
-			x.goOn()
+			i.goOnLocked()
 		}
 		return
 	}
 	removeHopByHop(h)
 	delete(h, "Content-Length")
 	x.scrubFields(h)
-	b := appendStatus(nil, code)
-	b = append(appendFields(b, h), "\r\n"...)
-	x.expected.mu.Lock()
-	defer x.expected.mu.Unlock()
-	_, _ = x.c.nc.Write(b)
+	_, _ = i.c.nc.Write(append(appendFields(appendStatus(nil, code), h), "\r\n"...))
 }
