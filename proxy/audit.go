@@ -14,7 +14,7 @@ import (
 
 // record writes one audit line and counts it.
 func (s *Server) record(e policy.Event, c Conn) {
-	s.stats.decision(e)
+	s.stats.decision(&e)
 	if s.opt.Audit != nil {
 		s.opt.Audit(e, c)
 	}
@@ -122,7 +122,7 @@ func (c *counters) init() {
 	c.tokens = map[[2]string]*policy.Tokens{}
 }
 
-func (c *counters) decision(e policy.Event) {
+func (c *counters) decision(e *policy.Event) {
 	key := DecisionCount{Agent: e.Agent, Event: e.Event, Decision: e.Decision, Rule: e.Rule}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -98,7 +98,7 @@ func noEOF(err error) error {
 // trailer is the request's trailer without what may not be one.
 func (x *exchange) trailer() http.Header {
 	if t := x.req.Trailer; len(t) > 0 {
-		x.c.flow.snap.fields.removeCredentials(t)
+		x.c.flow.snap.fields.strip(t)
 	}
 	return x.req.Trailer
 }

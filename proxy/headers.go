@@ -34,6 +34,7 @@ type fieldKind byte
 
 const (
 	fieldPlain      fieldKind = iota
+	fieldHop                  // for the next hop only
 	fieldCredential           // may hold a credential of the client's
 	fieldOverride             // names another method or path
 )
@@ -49,6 +50,11 @@ func newFieldKinds(credentials []string) fieldKinds {
 	}
 	for _, name := range slices.Concat(clientCredentials, credentials) {
 		k[normalName(name)] = fieldCredential
+	}
+	for _, name := range hopByHop {
+		if _, ok := k[normalName(name)]; !ok {
+			k[normalName(name)] = fieldHop
+		}
 	}
 	return k
 }
@@ -84,12 +90,13 @@ func normal(b byte) byte {
 	return b
 }
 
-// removeCredentials deletes the fields of h that may hold a client's credential, and
-// returns the name of one that would override what was checked, or "".
-func (k fieldKinds) removeCredentials(h http.Header) (override string) {
+// strip deletes the fields of h that are for the next hop or may hold a client's
+// credential, and returns the name of one that would override what was checked, or "".
+func (k fieldKinds) strip(h http.Header) (override string) {
+	removeNamed(h)
 	for name := range h {
 		switch k.of(name) {
-		case fieldCredential:
+		case fieldHop, fieldCredential:
 			delete(h, name)
 		case fieldOverride:
 			override = name
@@ -98,10 +105,9 @@ func (k fieldKinds) removeCredentials(h http.Header) (override string) {
 	return override
 }
 
-// removeHopByHop deletes the fields for the next hop, those that Connection
-// names among them. Content-Length and Host are framing and authority, which
-// Connection cannot take away.
-func removeHopByHop(h http.Header) {
+// removeNamed deletes the fields that Connection names. Content-Length and Host are
+// framing and authority, which it cannot take away.
+func removeNamed(h http.Header) {
 	for _, line := range h["Connection"] {
 		for name := range strings.SplitSeq(line, ",") {
 			name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name))
@@ -110,8 +116,15 @@ func removeHopByHop(h http.Header) {
 			}
 		}
 	}
-	for _, name := range hopByHop {
-		delete(h, name)
+}
+
+// removeHopByHop deletes the fields for the next hop.
+func removeHopByHop(h http.Header) {
+	removeNamed(h)
+	for name := range h {
+		if _, plain := plainNames[name]; !plain && slices.Contains(hopByHop, name) {
+			delete(h, name)
+		}
 	}
 }
 

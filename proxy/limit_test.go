@@ -250,7 +250,7 @@ func TestDecisionLimitKey(t *testing.T) {
 	var c counters
 	c.init()
 	for i := range maxDecisions + 100 {
-		c.decision(policy.Event{Agent: "a", Event: "request", Rule: fmt.Sprint("route/", i), Decision: "allow"})
+		c.decision(&policy.Event{Agent: "a", Event: "request", Rule: fmt.Sprint("route/", i), Decision: "allow"})
 	}
 	if n := len(c.decisions); n > maxDecisions+1 {
 		t.Errorf("%d kinds", n)

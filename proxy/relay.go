@@ -5,6 +5,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -67,12 +68,9 @@ func appendStatus(b []byte, code int) []byte {
 // answerHead puts the answer's head into out.
 func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 	h := resp.Header
-	removeHopByHop(h)
 	if !noBody || resp.StatusCode == http.StatusNoContent {
 		delete(h, "Content-Length")
 	}
-	delete(h, "Exitgate-Decision") // ours alone: nobody else says what we decided
-	delete(h, "Exitgate-Request-Id")
 	x.dropNames(h)
 	x.dropNames(resp.Trailer)
 	x.free() // of what the request needed: a stream of events should not hold it
@@ -103,21 +101,27 @@ func (x *exchange) mask(b []byte) {
 	}
 }
 
-// dropNames drops fields whose names hold a credential. A name has lost its case
-// on the way, so it is compared without; and what is left of it could not be told
-// from a field that is meant.
+// dropNames drops the fields that end here: those for the next hop, those that are
+// ours alone to say, and those whose names hold a credential. A name has lost its
+// case on the way, so it is compared without; masked it could not be told from one
+// that is meant.
 func (x *exchange) dropNames(h http.Header) {
-	if x.cred == nil {
-		return
-	}
+	removeNamed(h)
 	for name := range h {
-		if _, known := plainNames[name]; !known && x.c.flow.snap.secrets.ContainsFold(name) {
+		if _, plain := plainNames[name]; plain {
+			continue
+		}
+		if slices.Contains(hopByHop, name) || slices.Contains(ours, name) || x.cred != nil && x.c.flow.snap.secrets.ContainsFold(name) {
 			delete(h, name)
 		}
 	}
 }
 
-// plainNames are common names of fields in answers, which need not be searched.
+// ours are the fields by which a refusal is known to be ours.
+var ours = []string{"Exitgate-Decision", "Exitgate-Request-Id"}
+
+// plainNames are common names of end-to-end fields in answers: neither secret nor
+// for the next hop, without a search.
 var plainNames = func() map[string]struct{} {
 	m := map[string]struct{}{}
 	for name := range strings.FieldsSeq(`Accept-Ranges Access-Control-Allow-Headers Access-Control-Allow-Origin Access-Control-Expose-Headers Age
@@ -125,9 +129,9 @@ var plainNames = func() map[string]struct{} {
 		Anthropic-Ratelimit-Input-Tokens-Reset Anthropic-Ratelimit-Output-Tokens-Limit Anthropic-Ratelimit-Output-Tokens-Remaining
 		Anthropic-Ratelimit-Output-Tokens-Reset Anthropic-Ratelimit-Requests-Limit Anthropic-Ratelimit-Requests-Remaining
 		Anthropic-Ratelimit-Requests-Reset Anthropic-Ratelimit-Tokens-Limit Anthropic-Ratelimit-Tokens-Remaining Anthropic-Ratelimit-Tokens-Reset
-		Cache-Control Cf-Cache-Status Cf-Ray Connection Content-Disposition Content-Encoding Content-Language Content-Length Content-Location
+		Cache-Control Cf-Cache-Status Cf-Ray Content-Disposition Content-Encoding Content-Language Content-Length Content-Location
 		Content-Range Content-Security-Policy Content-Type Date Etag Expires Last-Modified Link Location Pragma Referrer-Policy Request-Id Retry-After
-		Server Server-Timing Set-Cookie Strict-Transport-Security Trailer Transfer-Encoding Vary Via Www-Authenticate X-Content-Type-Options
+		Server Server-Timing Set-Cookie Strict-Transport-Security Vary Via Www-Authenticate X-Content-Type-Options
 		X-Envoy-Upstream-Service-Time X-Frame-Options X-Request-Id X-Robots-Tag X-Should-Retry X-Xss-Protection`) {
 		m[name] = struct{}{}
 	}
@@ -277,9 +281,8 @@ func (x *exchange) flush() error {
 func (x *exchange) endChunks(resp *http.Response) {
 	b := append(x.out, "0\r\n"...)
 	if len(resp.Trailer) > 0 {
-		for _, name := range append([]string{"Content-Length"}, hopByHop...) {
-			delete(resp.Trailer, name)
-		}
+		delete(resp.Trailer, "Content-Length")
+		x.dropNames(resp.Trailer)
 		x.scrubFields(resp.Trailer)
 		if tokens(resp.Trailer) {
 			b = appendFields(b, resp.Trailer)

@@ -197,8 +197,7 @@ func localOrigin(origin string) bool {
 func (x *exchange) dress(r *policy.Route) *refusal {
 	h, snap := x.req.Header, x.c.flow.snap
 	trailers := listHas(h["Te"], "trailers")
-	removeHopByHop(h)
-	if name := snap.fields.removeCredentials(h); name != "" {
+	if name := snap.fields.strip(h); name != "" {
 		return denied(name + " would have the upstream act on another method or path than the one that was checked")
 	}
 	if r.Credential != "" {
