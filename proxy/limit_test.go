@@ -145,7 +145,7 @@ func TestConnectionLimit(t *testing.T) {
 	busy.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
 	<-s.begin
 	idle := r.dial()
-	eventually(t, "both to be counted", func() bool { return r.srv.Stats().Agents[0].Connections == 2 })
+	eventually(t, "both to be counted", func() bool { a := r.srv.Stats().Agents; return len(a) > 0 && a[0].Connections == 2 })
 	for range 3 {
 		resp, body := r.get("GET", "/v1/models")
 		checkRefusal(t, resp, body)
@@ -157,7 +157,7 @@ func TestConnectionLimit(t *testing.T) {
 		}
 	}
 	_ = idle.nc.Close()
-	eventually(t, "the idle one to be forgotten", func() bool { return r.srv.Stats().Agents[0].Connections == 1 })
+	eventually(t, "the idle one to be forgotten", func() bool { a := r.srv.Stats().Agents; return len(a) > 0 && a[0].Connections == 1 })
 	if resp, _ := r.get("DELETE", "/v1/files"); resp.StatusCode != 403 {
 		t.Errorf("with room: status %d", resp.StatusCode)
 	}
@@ -169,7 +169,7 @@ func TestTurnedAwayAreBounded(t *testing.T) {
 	r := newRig(t)
 	r.configure(limits(oneAgent, "connections: 1"), nil)
 	r.dial()
-	eventually(t, "the first to be counted", func() bool { return r.srv.Stats().Agents[0].Connections == 1 })
+	eventually(t, "the first to be counted", func() bool { a := r.srv.Stats().Agents; return len(a) > 0 && a[0].Connections == 1 })
 	for range maxTurnedAway + 20 {
 		if nc, err := net.Dial("tcp", r.addr); err == nil {
 			t.Cleanup(func() { _ = nc.Close() })
