@@ -75,10 +75,11 @@ func (w *wire) Close() error {
 	return err
 }
 
-// abort closes with RST.
+// abort closes with RST. The pins are given back on another goroutine: who aborts
+// holds locks, and giving back is a message to another process.
 func (w *wire) abort() {
 	reset(w.Conn)
-	w.once.Do(w.release)
+	w.once.Do(func() { go w.release() })
 }
 
 // dialTCP asks for the upstream's addresses and connects to one of them.

@@ -161,7 +161,7 @@ func (p *pool) retire() {
 	p.mu.Unlock()
 	for _, links := range idle {
 		for _, l := range links {
-			l.close()
+			l.abort()
 		}
 	}
 	for _, h := range h2 {

@@ -82,7 +82,9 @@ func TestStaleConnection(t *testing.T) {
 				t.Fatalf("status %d", resp.StatusCode)
 			}
 			<-ended
-			time.Sleep(20 * time.Millisecond) // for the end to arrive
+			if tc.seen > 0 && !strings.HasPrefix(tc.name, "closed on the request") {
+				r.untilHeard()
+			}
 			c.send("%s", tc.method+" /v1/models HTTP/1.1\r\nHost: "+r.addr+"\r\n"+tc.fields+"\r\n"+tc.body)
 			resp, _ := c.answer(tc.method)
 			if resp.StatusCode != tc.status || handled.Load()-1 != tc.seen {
@@ -90,6 +92,24 @@ func TestStaleConnection(t *testing.T) {
 			}
 		})
 	}
+}
+
+// untilHeard waits until what an upstream did to its idle connection has arrived.
+func (r *rig) untilHeard() {
+	r.t.Helper()
+	eventually(r.t, "the upstream's end to arrive", func() bool {
+		p := r.srv.snap.Load().pool
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, links := range p.idle {
+			for _, l := range links {
+				if !l.quiet.readable() {
+					return false
+				}
+			}
+		}
+		return true
+	})
 }
 
 func readThenClose(_ net.Conn, br *bufio.Reader) {
@@ -102,7 +122,7 @@ func readThenClose(_ net.Conn, br *bufio.Reader) {
 func TestPins(t *testing.T) {
 	t.Parallel()
 	protocols(t, func(t *testing.T, proto string) {
-		r := newRig(t, func(o *Options) { o.Timeouts.UpstreamIdle = 300 * time.Millisecond })
+		r := newRig(t, func(o *Options) { o.Timeouts.UpstreamIdle = 1500 * time.Millisecond })
 		var s seen
 		r.api(s.record, proto)
 		for range 5 {
@@ -153,7 +173,7 @@ func TestHappyEyeballs(t *testing.T) {
 		err   error
 		most  time.Duration
 	}{
-		{"first", []string{good}, 1, nil, stagger},
+		{"first", []string{good}, 1, nil, 10 * time.Second},
 		{"after a refusal, at once", []string{refused, good}, 1, nil, 10 * time.Second},
 		{"after a silent one", []string{silent, good}, 1, nil, 10 * time.Second},
 		{"two good", []string{good, "2001:db8::3"}, 1, nil, 10 * time.Second},

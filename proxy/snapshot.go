@@ -89,7 +89,9 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 // scrubSet gives n its automaton: that of old while the secrets are the same.
 func (s *Server) scrubSet(n *snapshot, c Config, old *snapshot) {
 	changed := old == nil
-	for _, v := range c.Retired {
+	// The latest, as many as fit beside the current ones and their rendered forms.
+	fit := max(0, maxKnown-2*len(c.Policy.Credentials))
+	for _, v := range c.Retired[max(0, len(c.Retired)-fit):] {
 		if !slices.ContainsFunc(s.known, func(k []byte) bool { return bytes.Equal(k, v) }) {
 			changed = s.remember(v) || changed
 		}
