@@ -363,3 +363,15 @@ func TestUnauthorizedAsksForARefresh(t *testing.T) {
 		t.Error("a 403 asked for a refresh")
 	}
 }
+
+func TestWholeChunks(t *testing.T) {
+	for body, want := range map[string]bool{
+		"0\r\n\r\n": true, "5\r\nhello\r\n0\r\n\r\n": true, "00A\r\n0123456789\r\n1\r\nx\r\n0\r\n\r\n": true,
+		"": false, "0\r\n": false, "5\r\nhello\r\n": false, "5\r\nhello": false, "5\r\nhelloxx0\r\n\r\n": false, "5;x=1\r\nhello\r\n0\r\n\r\n": false,
+		"0\r\nX: y\r\n\r\n": false, "9\r\n0\r\n\r\n0\r\n\r\n": false, "ffffffffffffffff\r\n": false, "-1\r\n": false, "0\r\n\r\nmore": false, "x\r\n": false,
+	} {
+		if got := wholeChunks([]byte(body)); got != want {
+			t.Errorf("%q: %v", body, got)
+		}
+	}
+}

@@ -75,9 +75,8 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// accept starts a connection's goroutine. Above the agent's limit it is only
-// told so.
-func (s *Server) accept(a *agentState, l net.Listener, nc net.Conn) {
+// accept starts a connection's goroutine.
+func (s *Server) accept(a *agentState, nc net.Conn) {
 	c := &conn{srv: s, agent: a, nc: nc, info: Conn{Local: addrPort(nc.LocalAddr()), Remote: addrPort(nc.RemoteAddr())}}
 	c.in.nc = nc
 	if sc, ok := nc.(syscall.Conn); ok {

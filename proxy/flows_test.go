@@ -35,7 +35,7 @@ func twoHosts(api, plain int, route, egress bool) string {
 // their bytes go on.
 func TestRevocation(t *testing.T) {
 	protocols(t, func(t *testing.T, proto string) {
-		s := newStream()
+		s := newScripted()
 		r := newRig(t)
 		o := r.origin(s.serve, proto)
 		echo := r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) })
@@ -103,7 +103,7 @@ func TestRevocation(t *testing.T) {
 
 // TestRouteMoves: a flow to an upstream that its route does not lead to any more ends.
 func TestRouteMoves(t *testing.T) {
-	s := newStream()
+	s := newScripted()
 	r := newRig(t)
 	o := r.origin(s.serve)
 	r.configure(apiPolicy(o.port), apiSecrets())
@@ -123,7 +123,7 @@ func TestRouteMoves(t *testing.T) {
 // TestExpiry: a grant ends on time, for new requests and for live ones.
 func TestExpiry(t *testing.T) {
 	t.Parallel()
-	s := newStream()
+	s := newScripted()
 	r := newRig(t)
 	o := r.origin(s.serve)
 	at := time.Now().Add(2500 * time.Millisecond).UTC()
@@ -337,7 +337,7 @@ func TestUnixSocketAsAgent(t *testing.T) {
 }
 
 func TestShutdown(t *testing.T) {
-	s := newStream()
+	s := newScripted()
 	r := newRig(t)
 	r.api(s.serve)
 	idle := r.dial()
@@ -371,7 +371,7 @@ func TestShutdown(t *testing.T) {
 }
 
 func TestShutdownCutsWhatStays(t *testing.T) {
-	s := newStream()
+	s := newScripted()
 	r := newRig(t)
 	r.api(s.serve)
 	c := r.dial()

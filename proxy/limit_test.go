@@ -137,7 +137,7 @@ func TestRequestsPerMinute(t *testing.T) {
 }
 
 func TestConnectionLimit(t *testing.T) {
-	s := newStream()
+	s := newScripted()
 	r := newRig(t)
 	o := r.origin(s.serve)
 	r.configure(limits(apiPolicy(o.port), "connections: 2"), apiSecrets())

@@ -169,7 +169,7 @@ func wholeChunks(b []byte) bool {
 			return false
 		case size == 0:
 			return string(rest) == "\r\n"
-		case uint64(len(rest)) < size+2:
+		case uint64(len(rest)) < size+2 || string(rest[size:size+2]) != "\r\n":
 			return false
 		}
 		b = rest[size+2:]

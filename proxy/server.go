@@ -112,7 +112,7 @@ func (s *Server) Serve(agent string, l net.Listener) error {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			s.accept(a, l, nc)
+			s.accept(a, nc)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {

@@ -15,18 +15,18 @@ import (
 	"time"
 )
 
-// stream is an upstream whose answer the test writes piece by piece.
-type stream1 struct {
+// scripted is an upstream whose answer the test writes piece by piece.
+type scripted struct {
 	begin chan *http.Request
 	say   chan string
 	gone  chan struct{} // the upstream saw its client leave
 }
 
-func newStream() *stream1 {
-	return &stream1{make(chan *http.Request, 1), make(chan string), make(chan struct{})}
+func newScripted() *scripted {
+	return &scripted{make(chan *http.Request, 1), make(chan string), make(chan struct{})}
 }
 
-func (s *stream1) serve(w http.ResponseWriter, req *http.Request) {
+func (s *scripted) serve(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.WriteHeader(200)
 	_ = http.NewResponseController(w).Flush()
@@ -50,7 +50,7 @@ func (s *stream1) serve(w http.ResponseWriter, req *http.Request) {
 // one is made, whatever its size.
 func TestEventsFlow(t *testing.T) {
 	protocols(t, func(t *testing.T, proto string) {
-		s := newStream()
+		s := newScripted()
 		r := newRig(t)
 		r.api(s.serve, proto)
 		c := r.dial()
@@ -81,7 +81,7 @@ func TestAgentLeaves(t *testing.T) {
 		protocols(t, func(t *testing.T, proto string) {
 			t.Run(how+" in a stream", func(t *testing.T) {
 				t.Parallel()
-				s := newStream()
+				s := newScripted()
 				r := newRig(t)
 				r.api(s.serve, proto)
 				c := r.dial()
