@@ -67,7 +67,7 @@ func (g *gate) newEngine() *engine.Engine {
 		Caller: func(client, server netip.AddrPort, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: client, Server: server}, a)
 		},
-		DenyLog: g.denyLog,
+		DenyLog: func() (*firewall.DenyLog, error) { return within(g.place, firewall.OpenDenyLog) },
 		Sender: func(d firewall.Denied, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: d.Src, Server: netip.AddrPortFrom(d.Addr, d.Port), UDP: d.Proto == unix.IPPROTO_UDP}, a)
 		},
@@ -90,20 +90,6 @@ func (g *gate) finder() func(caller.Tuple, policy.Agent) (int, string) {
 	return func(t caller.Tuple, a policy.Agent) (int, string) {
 		return finder.Find(t, caller.Owner(g.identity(&a)))
 	}
-}
-
-// denyLog lets the fence tell of what it refuses. It is a transaction of its own: on a kernel without NFLOG there are
-// still the counters.
-func (g *gate) denyLog() *firewall.DenyLog {
-	l, err := within(g.place, firewall.OpenDenyLog)
-	if err == nil {
-		if err = g.fence.EnableDenyLog(); err == nil {
-			return l
-		}
-		l.Close()
-	}
-	g.logf("refused packets will be counted, but not audited: %v", err)
-	return nil
 }
 
 // helper runs a credential's command under the one reaper. What it prints to stderr may hold the secret: not logged.

@@ -33,14 +33,18 @@ type told struct {
 }
 
 // HearDenied opens the deny log and audits what the fence refuses from then on, until ctx ends. It is called after the
-// self-test, whose attempts are nobody's, and before the agent's first instruction.
+// self-test, whose attempts are nobody's, and before the agent's first instruction. On a kernel without NFLOG refused
+// packets are counted all the same.
 func (e *Engine) HearDenied(ctx context.Context) {
-	if e.DenyLog == nil {
-		return
+	err := e.unlogged
+	if err == nil {
+		var log *firewall.DenyLog
+		if log, err = e.DenyLog(); err == nil {
+			go e.readDenied(ctx, log)
+			return
+		}
 	}
-	if log := e.DenyLog(); log != nil {
-		go e.readDenied(ctx, log)
-	}
+	e.Log("refused packets will be counted, but not audited: %v", err)
 }
 
 func (e *Engine) readDenied(ctx context.Context, log *firewall.DenyLog) {

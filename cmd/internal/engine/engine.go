@@ -47,7 +47,7 @@ type Options struct {
 	Now        func() time.Time                                                          //
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
-	DenyLog    func() *firewall.DenyLog                                                  // nil, or returning nil: refused packets are counted, not audited
+	DenyLog    func() (*firewall.DenyLog, error)                                         // opens the log of refused packets, in the fenced namespace
 	Sender     func(d firewall.Denied, a policy.Agent) (pid int, exe string)             // who sent a refused packet, for the audit; nil: unknown
 	Follow     bool                                                                      // reload when the policy file changes
 	Drift      time.Duration                                                             // how often the kernel's generation is polled, as a backstop
@@ -73,12 +73,13 @@ type Engine struct {
 	callers  *callers
 	metrics  *metrics
 
-	current atomic.Pointer[generation] // in force: every reader sees one whole generation
-	read    atomic.Pointer[sight]      // the policy file as it was when it was last read
-	hangups chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
-	ready   atomic.Bool
-	hushed  atomic.Int32 // self-tests under way
-	started time.Time
+	current  atomic.Pointer[generation] // in force: every reader sees one whole generation
+	read     atomic.Pointer[sight]      // the policy file as it was when it was last read
+	hangups  chan string                // asks Run for a reload; one waiting is enough, since a reload reads the newest file
+	ready    atomic.Bool
+	unlogged error        // why refused packets are counted only; written by Start
+	hushed   atomic.Int32 // self-tests under way
+	started  time.Time
 
 	reloading sync.Mutex  // one reload at a time
 	widened   atomic.Bool // a reload has added to the sets and not yet removed: nobody else may remove

@@ -28,10 +28,13 @@ func (e *Engine) Start(ctx context.Context) error {
 	}
 	e.current.Store(g)
 	e.proxy.target = g
+	logged := make(chan error, 1) // a transaction of 20 ms, as long as the proxy's start
+	go func() { logged <- e.Fence.EnableDenyLog() }()
 	go e.proxy.run()
 	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
 		return err
 	}
+	e.unlogged = <-logged
 	if err := narrow(); err != nil {
 		return err
 	}
