@@ -154,7 +154,7 @@ func holds(pid int, uid uint32, link string, budget *int) bool {
 	}
 	names, _ := dir.Readdirnames(*budget)
 	buf := make([]byte, len(link)+1)
-	for _, name := range names {
+	for _, name := range slices.Backward(names) { // the newest descriptor is mostly the last
 		*budget--
 		n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
 		if err == nil && string(buf[:n]) == link {
