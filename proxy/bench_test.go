@@ -112,8 +112,8 @@ func parse(br *bufio.Reader) (length int, err error) {
 	}
 }
 
-func answers(size int) func(net.Conn, *bufio.Reader) {
-	answer := []byte(fmt.Sprintf("HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Type: application/json\r\nRequest-Id: req_0123456789\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size)))
+func answers(size int, kind string) func(net.Conn, *bufio.Reader) {
+	answer := []byte(fmt.Sprintf("HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Type: %s\r\nRequest-Id: req_0123456789\r\nContent-Length: %d\r\n\r\n%s", kind, size, strings.Repeat("x", size)))
 	return func(nc net.Conn, br *bufio.Reader) {
 		for {
 			n, err := parse(br)
@@ -194,7 +194,7 @@ func once(b *testing.B, nc net.Conn, request []byte) {
 }
 
 func BenchmarkRequests(b *testing.B) {
-	all := roads(b, answers(1024))
+	all := roads(b, answers(1024, "application/json"))
 	for _, conns := range []int{1, 16, 64} {
 		for _, rd := range all {
 			b.Run(fmt.Sprintf("conns=%d/%s", conns, rd.name), func(b *testing.B) { requests(b, rd, conns, 64) })
@@ -207,7 +207,7 @@ func BenchmarkRequests(b *testing.B) {
 
 func BenchmarkDownload(b *testing.B) {
 	const size = 16 << 20
-	for _, rd := range roads(b, answers(size)) {
+	for _, rd := range roads(b, answers(size, "application/octet-stream")) {
 		b.Run(rd.name, func(b *testing.B) {
 			b.SetBytes(size)
 			requests(b, rd, 1, 0)

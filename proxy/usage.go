@@ -15,6 +15,7 @@ type usage struct {
 	line   []byte // events: the beginning of a line, at most maxUsageLine
 	skip   bool   // events: the line is longer than that
 	json   objectScan
+	fed    int // json: bytes looked at
 	sum    policy.Tokens
 	seen   bool
 }
@@ -25,6 +26,10 @@ const maxUsageLine = 64 << 10
 
 // maxTokens is beyond any real count; what claims more is not believed.
 const maxTokens = 1 << 40
+
+// maxUsageBody bounds how far into a JSON answer is looked. A model's whole answer
+// has some hundred KiB; what goes on for longer is something else.
+const maxUsageBody = 4 << 20
 
 // newUsage is nil for a content type that tells no usage.
 func newUsage(kind string) *usage {
@@ -41,7 +46,12 @@ func newUsage(kind string) *usage {
 func (u *usage) feed(p []byte) {
 	if u.events {
 		u.feedEvents(p)
-	} else if object := u.json.feed(p); object != nil {
+		return
+	}
+	if u.fed += len(p); u.fed > maxUsageBody {
+		return
+	}
+	if object := u.json.feed(p); object != nil {
 		var c counts
 		if json.Unmarshal(object, &c) == nil {
 			u.add(&c)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -65,6 +66,18 @@ func TestUsage(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestUsageGivesUp(t *testing.T) {
+	u := newUsage("application/json")
+	u.feed([]byte(`{"content":"`))
+	for range 5 {
+		u.feed(bytes.Repeat([]byte("x"), 1<<20))
+	}
+	u.feed([]byte(`","usage":{"input_tokens":5}}`))
+	if u.tokens() != nil {
+		t.Error("it looked for longer than it should")
 	}
 }
 
