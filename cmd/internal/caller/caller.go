@@ -46,7 +46,7 @@ type Owner struct{ UID, GID uint32 }
 // Finder answers one question at a time, on a thread of its own.
 type Finder struct {
 	questions chan question
-	last      map[uint32]int // pid that was found last, by uid: mostly it is the same again
+	last      map[uint32]place // what was found last, by uid: mostly it is the same process again, and a descriptor near by
 }
 
 type question struct {
@@ -54,6 +54,9 @@ type question struct {
 	owner  Owner
 	answer chan<- found
 }
+
+// place is a descriptor of a process.
+type place struct{ pid, fd int }
 
 type found struct {
 	pid int
@@ -66,7 +69,7 @@ func New() (*Finder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
-	f := &Finder{questions: make(chan question, 64), last: make(map[uint32]int)}
+	f := &Finder{questions: make(chan question, 64), last: make(map[uint32]place)}
 	go f.run(conn)
 	return f, nil
 }
@@ -105,63 +108,113 @@ func (f *Finder) find(conn *netlink.Conn, q question) found {
 		_ = unix.Setfsuid(0)
 		_ = unix.Setfsgid(0)
 	}()
-	budget := maxLinks
-	link := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
-	for _, pid := range f.candidates(q.owner.UID) {
-		if holds(pid, q.owner.UID, link, &budget) {
-			f.last[q.owner.UID] = pid
-			return found{pid, program(pid)}
-		}
-		if budget <= 0 {
-			return unknown
-		}
+	where, ok := f.search(q.owner.UID, "socket:["+strconv.FormatUint(uint64(inode), 10)+"]")
+	if !ok {
+		return unknown
 	}
-	return unknown
+	f.last[q.owner.UID] = where
+	return found{where.pid, program(where.pid)}
 }
 
-// candidates are the processes to look at: the one found last, then the youngest first, since who connects has often
-// been started to do so. Whose they are is seen at the look.
-func (f *Finder) candidates(uid uint32) []int {
+// search looks where the last one was found, then through the process of that, then through all.
+func (f *Finder) search(uid uint32, link string) (place, bool) {
+	last := f.last[uid]
+	if fd := nearby(last, uid, link); fd >= 0 {
+		return place{last.pid, fd}, true
+	}
+	budget := maxLinks
+	if fd := holds(last.pid, uid, link, &budget); fd >= 0 {
+		return place{last.pid, fd}, true
+	}
+	for _, pid := range processes() {
+		if budget <= 0 {
+			break
+		}
+		if fd := holds(pid, uid, link, &budget); pid != last.pid && fd >= 0 {
+			return place{pid, fd}, true
+		}
+	}
+	return place{}, false
+}
+
+// processes lists all, the youngest first: who connects has often been started to do so.
+func processes() []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
-	pids := make([]int, 0, len(names)+1)
+	pids := make([]int, 0, len(names))
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)
 		}
 	}
 	slices.SortFunc(pids, func(a, b int) int { return b - a })
-	return slices.Insert(pids, 0, f.last[uid])
+	return pids
 }
 
-// holds looks for the link among the descriptors of pid, if it is uid's.
-func holds(pid int, uid uint32, link string, budget *int) bool {
+// table opens the descriptor table of pid, if it is uid's.
+func table(pid int, uid uint32) *os.File {
 	if pid == 0 {
-		return false
+		return nil
 	}
 	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
-		return false
+		return nil
 	}
-	defer dir.Close()
 	var st unix.Stat_t
 	if unix.Fstat(int(dir.Fd()), &st) != nil || st.Uid != uid {
-		return false
+		dir.Close()
+		return nil
 	}
-	names, _ := dir.Readdirnames(*budget)
-	buf := make([]byte, len(link)+1)
-	for _, name := range slices.Backward(names) { // the newest descriptor is mostly the last
-		*budget--
-		n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
-		if err == nil && string(buf[:n]) == link {
-			return true
+	return dir
+}
+
+// near is how far from the last descriptor the next is looked for before the whole table is: a client with a thousand
+// connections would otherwise have it read a thousand times.
+const near = 8
+
+// nearby returns the descriptor around where that has the link, or -1.
+func nearby(where place, uid uint32, link string) int {
+	dir := table(where.pid, uid)
+	if dir == nil {
+		return -1
+	}
+	defer dir.Close()
+	for step := range near {
+		for _, fd := range []int{where.fd + step, where.fd - step} {
+			if is(dir, strconv.Itoa(fd), link) {
+				return fd
+			}
 		}
 	}
-	return false
+	return -1
+}
+
+// holds returns the descriptor of pid that has the link, or -1.
+func holds(pid int, uid uint32, link string, budget *int) int {
+	dir := table(pid, uid)
+	if dir == nil {
+		return -1
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(*budget)
+	for _, name := range slices.Backward(names) { // the newest is mostly the last
+		*budget--
+		if is(dir, name, link) {
+			fd, _ := strconv.Atoi(name)
+			return fd
+		}
+	}
+	return -1
+}
+
+func is(dir *os.File, name, link string) bool {
+	buf := make([]byte, len(link)+1)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	return err == nil && string(buf[:n]) == link
 }
 
 func program(pid int) string {
