@@ -89,6 +89,9 @@ func (r *runner) run(env *environment) error {
 func (r *runner) begin(env *environment, mode string) error {
 	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
 	r.env, r.settings, r.mode, r.lost = env, env.settings, mode, make(chan string, 1)
+	if builtWithCgo {
+		return errors.New("this binary was built with cgo and could not harden its proxy; build it with CGO_ENABLED=0 (`make build`)")
+	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("exitgate needs root in mode %s: it programs the firewall and starts processes as another uid; run it as root (in a container: no --user)", mode)
 	}
