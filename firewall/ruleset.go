@@ -77,15 +77,6 @@ func (r *Ruleset) chain(name string) *Chain {
 	return &r.Chains[i]
 }
 
-// set is the set of that name; nil if there is none.
-func (r *Ruleset) set(name string) *Set {
-	i := slices.IndexFunc(r.Sets, func(s Set) bool { return s.Name == name })
-	if i < 0 {
-		return nil
-	}
-	return &r.Sets[i]
-}
-
 // clone is a copy whose chains and rule lists may be changed.
 func (r *Ruleset) clone() *Ruleset {
 	c := &Ruleset{Counters: slices.Clone(r.Counters), Sets: slices.Clone(r.Sets), Chains: slices.Clone(r.Chains)}

@@ -25,15 +25,6 @@ func last(results <-chan prober.Result) (r prober.Result) {
 	return prober.Result{Err: "the agent is gone"}
 }
 
-// hangup sends SIGHUP and waits until the policy with that generation is in force.
-func (g *gate) hangup(generation uint64) {
-	g.t.Helper()
-	if err := g.Signal(unix.SIGHUP); err != nil {
-		g.t.Fatal(err)
-	}
-	eventually(g.t, fmt.Sprintf("generation %d", generation), func() bool { return g.status().Generation == generation })
-}
-
 func TestReloadAddsAndRevokes(t *testing.T) {
 	t.Parallel()
 	w := world(t)

@@ -119,3 +119,15 @@ func TestBackgroundWriteToTheTerminal(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
+
+// TestPartingSuggestion: what was denied is suggested once, when the program has ended and not over it.
+func TestPartingSuggestion(t *testing.T) {
+	t.Parallel()
+	_, term := person(t, "/bin/bash", "--norc", "--noprofile", "-i")
+	typed(t, term, "", "ready> ")
+	typed(t, term, "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'CONNECT denied.example.com:443 HTTP/1.1\\r\\nHost: denied.example.com:443\\r\\n\\r\\n' >&3; head -1 <&3\n", "403 Forbidden")
+	if strings.Contains(term.Screen(), "host: denied.example.com") {
+		t.Errorf("suggested over the running program:\n%s", term.Screen())
+	}
+	typed(t, term, "exit\n", "some of what was tried was denied", "host: denied.example.com")
+}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +25,8 @@ func (g *gate) serveMetrics(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("metrics: %w; set `metrics` to off, unix:PATH or ADDR:PORT", err)
 	}
-	server := &http.Server{Handler: promhttp.HandlerFor(g.engine.Registry(), promhttp.HandlerOpts{}), ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: promhttp.HandlerFor(g.engine.Registry(), promhttp.HandlerOpts{}), ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog: log.New(io.Discard, "", 0)} // stderr may be the agent's terminal
 	context.AfterFunc(ctx, func() { server.Close() })
 	go server.Serve(l)
 	return nil

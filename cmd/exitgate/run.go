@@ -114,6 +114,7 @@ func (r *runner) guard() (err error) {
 	if err != nil {
 		return ours(err)
 	}
+	r.parting()
 	return exitError{code: code}
 }
 

@@ -44,11 +44,10 @@ type Upstream struct {
 	Addr4, Addr6 netip.Addr
 	Port         uint16
 
-	server    *http.Server
-	mu        sync.Mutex // guards following
-	seen      []Seen
-	raw       []*recorder
-	handshook int
+	server *http.Server
+	mu     sync.Mutex // guards following
+	seen   []Seen
+	raw    []*recorder
 }
 
 // HTTPS starts a stand-in for name on addresses of its own, and makes the name resolve to them.

@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/url"
@@ -44,7 +45,6 @@ type Server struct {
 
 	mux      http.ServeMux
 	listener net.Listener
-	path     string
 }
 
 // failure is how an error travels.
@@ -98,7 +98,7 @@ func (s *Server) Listen(path string) error {
 		l.Close()
 		return err
 	}
-	s.listener, s.path = l, path
+	s.listener = l
 	return nil
 }
 
@@ -109,7 +109,7 @@ func (s *Server) Serve(ctx context.Context) {
 		ReadHeaderTimeout: 5 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          nil,
+		ErrorLog:          log.New(io.Discard, "", 0), // stderr may be the agent's terminal
 	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()

@@ -27,11 +27,10 @@ import (
 // world is an engine over a fake kernel, with the real proxy running in this process in the place of its own.
 type world struct {
 	*Engine
-	t      *testing.T
-	fake   *firewall.Fake
-	dir    string
-	port   uint16
-	cancel context.CancelFunc
+	t    *testing.T
+	fake *firewall.Fake
+	dir  string
+	port uint16
 
 	mu      sync.Mutex // guards the following
 	proxies []*process
@@ -43,7 +42,6 @@ type world struct {
 type process struct {
 	conn  net.Conn
 	done  chan struct{}
-	once  sync.Once
 	links map[wire.Listener]net.Listener
 }
 

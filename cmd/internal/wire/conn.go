@@ -119,9 +119,10 @@ func (l *link) read() (*Message, error) {
 
 // fill reads until n bytes are there.
 func (l *link) fill(n int) error {
-	buf, oob := make([]byte, 0), make([]byte, unix.CmsgSpace(4*maxFiles))
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	for len(l.in) < n {
-		if buf = l.in[len(l.in):cap(l.in)]; len(buf) < 4096 {
+		buf := l.in[len(l.in):cap(l.in)]
+		if len(buf) < 4096 {
 			l.in = append(make([]byte, 0, max(2*cap(l.in), 16<<10)), l.in...)
 			continue
 		}
