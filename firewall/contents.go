@@ -28,11 +28,11 @@ type Listener struct {
 // of Listeners fill two more sets, which are derived and never given.
 type Contents struct {
 	Listeners    []Listener
-	Egress       []Endpoint   // where root's sockets may go
-	Resolvers    []netip.Addr // DNS servers, UDP and TCP port 53, not over loopback
-	Published    []uint16     // inbound TCP ports, never a listener's
-	OwnLoopback  []uint32     // uids that may reach their own TCP listeners on loopback; the conntrack mark is the uid
-	RootLoopback []uint16     // loopback TCP ports that root may reach
+	Egress       []Endpoint // where root's sockets may go
+	Resolvers    []Endpoint // DNS servers, for all of root but the proxy; never dockerDNS, which the rules know
+	Published    []uint16   // inbound TCP ports, never a listener's
+	OwnLoopback  []uint32   // uids that may reach their own TCP listeners on loopback; the conntrack mark is the uid
+	RootLoopback []uint16   // loopback TCP ports that root may reach
 }
 
 // dockerDNS is Docker's embedded resolver. The ruleset admits root to it by
@@ -52,7 +52,7 @@ func Compile(p *policy.Policy, resolvers []netip.AddrPort, pinned []Endpoint) Co
 	}
 	c.Egress = slices.Clone(pinned)
 	for _, r := range resolvers {
-		c.addResolver(netip.AddrPortFrom(r.Addr().Unmap().WithZone(""), r.Port()))
+		c.Resolvers = append(c.Resolvers, dnsEndpoints(r)...)
 	}
 	for _, a := range p.Agents {
 		c.Listeners = append(c.Listeners, Listener{UID: a.UID, Addr: a.Listen})
@@ -69,19 +69,13 @@ func Compile(p *policy.Policy, resolvers []netip.AddrPort, pinned []Endpoint) Co
 	return c.Normalize()
 }
 
-// addResolver admits one DNS server. The resolvers set is asked only for what
-// leaves the host and only for port 53: a server on loopback, or on another
-// port, is an endpoint like any other.
-func (c *Contents) addResolver(r netip.AddrPort) {
-	switch {
-	case r.Addr() == dockerDNS && r.Port() == 53:
-	case r.Addr().IsLoopback() || r.Port() != 53:
-		c.Egress = append(c.Egress,
-			Endpoint{Proto: unix.IPPROTO_TCP, Addr: r.Addr(), Port: r.Port()},
-			Endpoint{Proto: unix.IPPROTO_UDP, Addr: r.Addr(), Port: r.Port()})
-	default:
-		c.Resolvers = append(c.Resolvers, r.Addr())
+// dnsEndpoints are what must be open for one DNS server to be asked.
+func dnsEndpoints(server netip.AddrPort) []Endpoint {
+	addr, port := server.Addr().Unmap(), server.Port()
+	if addr == dockerDNS && port == 53 {
+		return nil // admitted by its original port, which no set is keyed by
 	}
+	return []Endpoint{{unix.IPPROTO_TCP, addr, port}, {unix.IPPROTO_UDP, addr, port}}
 }
 
 // Normalize is c in canonical form: addresses unmapped and without zone,
@@ -90,7 +84,7 @@ func (c Contents) Normalize() Contents {
 	return Contents{
 		Listeners:    normal(c.Listeners, normalListener, compareListeners),
 		Egress:       normal(c.Egress, normalEndpoint, compareEndpoints),
-		Resolvers:    normal(c.Resolvers, normalAddr, netip.Addr.Compare),
+		Resolvers:    normal(c.Resolvers, normalEndpoint, compareEndpoints),
 		Published:    normal(c.Published, nonZero[uint16], cmp.Compare[uint16]),
 		OwnLoopback:  normal(c.OwnLoopback, nonZero[uint32], cmp.Compare[uint32]),
 		RootLoopback: normal(c.RootLoopback, nonZero[uint16], cmp.Compare[uint16]),

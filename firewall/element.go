@@ -72,19 +72,19 @@ func (l Listener) element() element {
 	return newElement(set, native(l.UID), l.Addr.Addr().AsSlice(), big(l.Addr.Port()))
 }
 
-func (p Endpoint) element() element {
-	set := setEgress4
+func (p Endpoint) element(set4, set6 string) element {
+	set := set4
 	if p.Addr.Is6() {
-		set = setEgress6
+		set = set6
 	}
 	return newElement(set, p.Addr.AsSlice(), []byte{p.Proto}, big(p.Port))
 }
 
-func resolverElement(a netip.Addr) element {
-	if a.Is6() {
-		return newElement(setResolvers6, a.AsSlice())
-	}
-	return newElement(setResolvers4, a.AsSlice())
+// endpoint is the inverse of Endpoint.element.
+func (e element) endpoint() Endpoint {
+	n := fields[record.Sets[e.set].Key[0]].typ.Bytes
+	addr, _ := netip.AddrFromSlice(e.key[:n])
+	return Endpoint{e.key[n], addr, binary.BigEndian.Uint16(e.key[n+4:])}
 }
 
 // base is every element of c but those that are derived. It
@@ -96,16 +96,8 @@ func (c Contents) base() []element {
 			out = append(out, l.element())
 		}
 	}
-	for _, p := range c.Egress {
-		if p, ok := normalEndpoint(p); ok {
-			out = append(out, p.element())
-		}
-	}
-	for _, a := range c.Resolvers {
-		if a, ok := normalAddr(a); ok {
-			out = append(out, resolverElement(a))
-		}
-	}
+	out = appendEndpoints(out, setEgress4, setEgress6, c.Egress)
+	out = appendEndpoints(out, setResolvers4, setResolvers6, c.Resolvers)
 	for _, u := range c.OwnLoopback {
 		if u != 0 {
 			m := newElement(setLoopbackMark, native(u))
@@ -115,6 +107,15 @@ func (c Contents) base() []element {
 	}
 	out = appendPorts(out, setPublished, c.Published)
 	return appendPorts(out, setRootLoopback, c.RootLoopback)
+}
+
+func appendEndpoints(out []element, set4, set6 string, endpoints []Endpoint) []element {
+	for _, p := range endpoints {
+		if p, ok := normalEndpoint(p); ok {
+			out = append(out, p.element(set4, set6))
+		}
+	}
+	return out
 }
 
 func appendPorts(out []element, set string, ports []uint16) []element {
@@ -170,12 +171,9 @@ func contentsOf(elements []element) Contents {
 			addr, _ := netip.AddrFromSlice(k[4 : 4+a])
 			c.Listeners = append(c.Listeners, Listener{nativeUint(k), netip.AddrPortFrom(addr, binary.BigEndian.Uint16(k[4+a:]))})
 		case setEgress4, setEgress6:
-			a := fields[s.Key[0]].typ.Bytes
-			addr, _ := netip.AddrFromSlice(k[:a])
-			c.Egress = append(c.Egress, Endpoint{k[a], addr, binary.BigEndian.Uint16(k[a+4:])})
+			c.Egress = append(c.Egress, e.endpoint())
 		case setResolvers4, setResolvers6:
-			addr, _ := netip.AddrFromSlice(k[:s.keyLen()])
-			c.Resolvers = append(c.Resolvers, addr)
+			c.Resolvers = append(c.Resolvers, e.endpoint())
 		case setPublished:
 			c.Published = append(c.Published, binary.BigEndian.Uint16(k))
 		case setLoopbackMark:

@@ -7,8 +7,8 @@ import (
 // Packet is one packet at one hook, as far as the rules look at it.
 type Packet struct {
 	Hook     Hook // "": HookOutput
-	Owned    bool // there is a socket, and UID is its owner; packets after close() have none
-	UID      uint32
+	Owned    bool // there is a socket, and UID and GID are its owner's; packets after close() have none
+	UID, GID uint32
 	Proto    uint8          // unix.IPPROTO_*
 	Src, Dst netip.AddrPort // ports 0 where the protocol has none
 	Loopback bool           // over lo

@@ -19,9 +19,10 @@ func modelContents() Contents {
 		},
 		Egress: []Endpoint{
 			{unix.IPPROTO_TCP, netip.MustParseAddr("192.0.2.10"), 443}, {unix.IPPROTO_TCP, netip.MustParseAddr("2001:db8::10"), 443},
-			{unix.IPPROTO_UDP, netip.MustParseAddr("127.0.0.53"), 53}, {unix.IPPROTO_TCP, netip.MustParseAddr("::1"), 9443},
+			{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9443}, {unix.IPPROTO_TCP, netip.MustParseAddr("::1"), 9443},
 		},
-		Resolvers:   []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")},
+		Resolvers: slices.Concat(dnsEndpoints(netip.MustParseAddrPort("192.0.2.53:53")), dnsEndpoints(netip.MustParseAddrPort("[2001:db8::53]:53")),
+			dnsEndpoints(netip.MustParseAddrPort("127.0.0.53:53")), dnsEndpoints(netip.MustParseAddrPort("[::1]:5353"))),
 		Published:   []uint16{3000},
 		OwnLoopback: []uint32{1000, 1001}, RootLoopback: []uint16{9000},
 	}
@@ -29,9 +30,11 @@ func modelContents() Contents {
 
 // The words packets are described in.
 
-func by(uid uint32) Packet { return Packet{Owned: true, UID: uid, HopLimit: 64} }
-func orphan() Packet       { return Packet{HopLimit: 64} }
-func inbound() Packet      { return Packet{Hook: HookInput, HopLimit: 64} }
+func by(uid uint32) Packet { return Packet{Owned: true, UID: uid, GID: uid, HopLimit: 64} }
+
+func byProxy() Packet { return Packet{Owned: true, GID: ProxyGID, HopLimit: 64} }
+func orphan() Packet  { return Packet{HopLimit: 64} }
+func inbound() Packet { return Packet{Hook: HookInput, HopLimit: 64} }
 
 func (p Packet) tcp(dst string) Packet { return p.over(unix.IPPROTO_TCP, dst).flags(TCPSyn) }
 func (p Packet) udp(dst string) Packet { return p.over(unix.IPPROTO_UDP, dst) }
@@ -100,6 +103,10 @@ var verdictCases = []struct {
 	{"root, to the resolver", by(0).udp("192.0.2.53:53"), "accept out_net"},
 	{"root, to the resolver by TCP", by(0).tcp("192.0.2.53:53"), "accept out_net"},
 	{"root, to the resolver, v6", by(0).udp("[2001:db8::53]:53"), "accept out_net"},
+	{"the proxy, to the resolver", byProxy().udp("192.0.2.53:53"), "unreachable deny_root root_denied"},
+	{"the proxy, to the resolver by TCP", byProxy().tcp("192.0.2.53:53"), "reset deny_root root_denied"},
+	{"the proxy, to the resolver, v6", byProxy().tcp("[2001:db8::53]:53"), "reset deny_root root_denied"},
+	{"the proxy, to an upstream", byProxy().tcp("192.0.2.10:443"), "accept out_net"},
 	{"root, to the resolver by SCTP", by(0).over(unix.IPPROTO_SCTP, "192.0.2.53:53"), "unreachable deny_root root_denied"},
 	{"root, to the resolver by SCTP, v6", by(0).over(unix.IPPROTO_SCTP, "[2001:db8::53]:53"), "unreachable deny_root root_denied"},
 	{"root, to the resolver's other port", by(0).tcp("192.0.2.53:443"), "reset deny_root root_denied"},
@@ -167,17 +174,26 @@ var verdictCases = []struct {
 	{"the agent, in its own flow before it is one", by(1000).tcp("127.0.0.1:5000").flags(TCPAck).marked(1000), "reset deny_agent agent_denied mark 1000"},
 	{"one without own loopback", by(65534).tcp("127.0.0.1:5000"), "reset deny_agent agent_denied"},
 	{"one without own loopback, v6", by(65534).tcp("[::1]:5000"), "reset deny_agent agent_denied"},
-	{"one without own loopback, to an endpoint", by(65534).udp("127.0.0.53:53"), "unreachable deny_agent agent_denied"},
+	{"one without own loopback, to a resolver", by(65534).udp("127.0.0.53:53"), "unreachable deny_agent agent_denied"},
 	{"one without own loopback, to an endpoint, v6", by(65534).tcp("[::1]:9443"), "reset deny_agent agent_denied"},
 	{"the agent, to Docker's DNS", by(1000).udp("127.0.0.11:40053").original(53), "unreachable deny_agent agent_denied"},
 	{"another agent, to its proxy", by(1001).tcp("127.0.0.1:8081"), "accept out_lo"},
 	{"another agent, to its own server", by(1001).tcp("127.0.0.1:5001"), "accept out_lo mark 1001"},
 	{"another agent, in its own flow", by(1001).tcp("127.0.0.1:5001").live().marked(1001), "accept out_lo mark 1001"},
 	{"root, to an endpoint on loopback, with fast open", by(0).tcp("[::1]:9443").fastOpen(), "accept out_lo"},
-	{"root, to an endpoint on loopback", by(0).udp("127.0.0.53:53"), "accept out_lo"},
+	{"root, to a resolver on loopback", by(0).udp("127.0.0.53:53"), "accept out_lo"},
 	{"root, to an endpoint on loopback, v6", by(0).tcp("[::1]:9443"), "accept out_lo"},
-	{"no one, to an endpoint on loopback", orphan().udp("127.0.0.53:53"), "unreachable deny_root root_denied"},
+	{"no one, to a resolver on loopback", orphan().udp("127.0.0.53:53"), "unreachable deny_root root_denied"},
 	{"no one, to an endpoint on loopback, v6", orphan().tcp("[::1]:9443"), "reset deny_root root_denied"},
+	{"root, to an endpoint on loopback, v4", by(0).tcp("127.0.0.1:9443"), "accept out_lo"},
+	{"no one, to an endpoint on loopback, v4", orphan().tcp("127.0.0.1:9443"), "reset deny_root root_denied"},
+	{"root, to a resolver on loopback by TCP", by(0).tcp("127.0.0.53:53"), "accept out_lo"},
+	{"root, to a resolver on loopback, v6", by(0).udp("[::1]:5353"), "accept out_lo"},
+	{"root, to a resolver on loopback by TCP, v6", by(0).tcp("[::1]:5353"), "accept out_lo"},
+	{"the proxy, to a resolver on loopback", byProxy().tcp("127.0.0.53:53"), "reset deny_root root_denied"},
+	{"the proxy, to a resolver on loopback, v6", byProxy().tcp("[::1]:5353"), "reset deny_root root_denied"},
+	{"the proxy, to an endpoint on loopback", byProxy().tcp("127.0.0.1:9443"), "accept out_lo"},
+	{"the proxy, to Docker's DNS", byProxy().tcp("127.0.0.11:40053").original(53), "reset deny_root root_denied"},
 	{"root, to Docker's DNS", by(0).udp("127.0.0.11:40053").original(53), "accept out_lo"},
 	{"root, to Docker's DNS by TCP", by(0).tcp("127.0.0.11:40053").original(53), "accept out_lo"},
 	{"root, to Docker's DNS by SCTP", by(0).over(unix.IPPROTO_SCTP, "127.0.0.11:40053").original(53), "unreachable deny_root root_denied"},

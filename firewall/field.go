@@ -21,6 +21,7 @@ const (
 	metaIif
 	metaOif
 	metaSkuid
+	metaSkgid
 	metaL4proto
 	ctState
 	ctDirection
@@ -60,6 +61,8 @@ var fields = [lastField]fieldInfo{
 		get: func(p *Packet) ([]byte, bool) { return ifindex(p, HookOutput) }},
 	metaSkuid: {text: "meta skuid", typ: nftables.TypeUID, load: meta(expr.MetaKeySKUID),
 		get: func(p *Packet) ([]byte, bool) { return native(p.UID), p.Owned }},
+	metaSkgid: {text: "meta skgid", typ: nftables.TypeGID, load: meta(expr.MetaKeySKGID),
+		get: func(p *Packet) ([]byte, bool) { return native(p.GID), p.Owned }},
 	metaL4proto: {text: "meta l4proto", typ: nftables.TypeInetProto, load: meta(expr.MetaKeyL4PROTO),
 		get: func(p *Packet) ([]byte, bool) { return []byte{p.Proto}, true }},
 	ctState: {text: "ct state", typ: nftables.TypeCTState, load: conntrack(expr.CtKeySTATE),
@@ -153,7 +156,7 @@ func (f Field) format(b []byte) string {
 	case nftables.TypeIPAddr.Name, nftables.TypeIP6Addr.Name:
 		a, _ := netip.AddrFromSlice(b)
 		return a.String()
-	case nftables.TypeUID.Name:
+	case nftables.TypeUID.Name, nftables.TypeGID.Name:
 		return strconv.FormatUint(uint64(binary.NativeEndian.Uint32(b)), 10)
 	case nftables.TypeMark.Name:
 		return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b))
@@ -172,7 +175,7 @@ func (f Field) parse(s string) ([]byte, error) {
 			err = fmt.Errorf("%s: wrong family for %s", s, f)
 		}
 		return a.AsSlice(), err
-	case nftables.TypeUID.Name, nftables.TypeMark.Name:
+	case nftables.TypeUID.Name, nftables.TypeGID.Name, nftables.TypeMark.Name:
 		v, err := strconv.ParseUint(s, 0, 32)
 		return native(uint32(v)), err
 	case nftables.TypeInetService.Name:

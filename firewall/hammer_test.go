@@ -102,7 +102,7 @@ func (f *fence) hammer(end time.Time) (commits int) {
 		}
 		many.Egress = append(many.Egress, e)
 	}
-	others := Contents{Published: []uint16{3000}, OwnLoopback: []uint32{1001}, Resolvers: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
+	others := Contents{Published: []uint16{3000}, OwnLoopback: []uint32{1001}, Resolvers: dnsEndpoints(netip.MustParseAddrPort("192.0.2.1:53"))}
 	for time.Now().Before(end) {
 		for _, c := range []Contents{few, others, many} {
 			f.update(c, Contents{})

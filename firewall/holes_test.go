@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -255,7 +256,7 @@ func TestHolePoisonedMark(t *testing.T) {
 func TestHoleImpostor(t *testing.T) {
 	t.Parallel()
 	c := usual()
-	c.addResolver(netip.MustParseAddrPort("127.0.0.53:53"))
+	c.Resolvers = dnsEndpoints(netip.MustParseAddrPort("127.0.0.53:53"))
 	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
 	f := newFence(t, c)
 	udp, tcp := f.agent.socket("udp4", "127.0.0.53:53"), f.agent.listen("127.0.0.1:9000")
@@ -310,5 +311,45 @@ func TestHoleImpostor(t *testing.T) {
 	f.update(Contents{RootLoopback: []uint16{9000}}, Contents{})
 	if !upstream() {
 		t.Error("an agent's server did not answer root's check")
+	}
+}
+
+func isNotProxy(s Statement) bool {
+	m, ok := s.(match)
+	return ok && m.field == metaSkgid
+}
+
+// A proxy that was taken over could carry data out in the names that it asks a name server for. It has a group of its own.
+func TestHoleProxyAsksNames(t *testing.T) {
+	t.Parallel()
+	c := usual()
+	c.Resolvers = append(c.Resolvers, dnsEndpoints(netip.MustParseAddrPort("127.0.0.53:53"))...)
+	f := newFence(t, c)
+	f.far.listen(resolverIP4 + ":53")
+	f.far.listen(allowedIP4 + ":443")
+	f.root.listen("127.0.0.53:53")
+	f.root.listen("127.0.0.11:40053") // where the box rewrites Docker's :53 to
+	taken, other := newProberOf(t, f.box, owner{0, ProxyGID}), newProber(t, f.box, 0)
+	if a := taken.try("tcp4", otherIP4+":443"); a.Err != "ECONNREFUSED" {
+		t.Errorf("the proxy, to an address that is not pinned: %q", a.Err)
+	}
+	if a := taken.try("tcp4", allowedIP4+":443"); a.Err != "" {
+		t.Errorf("the proxy, to a pinned address: %q", a.Err)
+	}
+	for _, server := range []string{resolverIP4 + ":53", "127.0.0.53:53", "127.0.0.11:53"} {
+		t.Run(server, func(t *testing.T) {
+			f := *f
+			f.t = t
+			if a := other.try("tcp4", server); a.Err != "" {
+				t.Fatalf("another process of root's: %s", a.Err)
+			}
+			f.hole(func(rs *Ruleset) {
+				for _, name := range []string{"out_net", "out_lo"} {
+					for i, r := range rs.chain(name).Rules {
+						rs.chain(name).Rules[i].Statements = slices.DeleteFunc(slices.Clone(r.Statements), isNotProxy)
+					}
+				}
+			}, func() bool { return taken.try("tcp4", server).Err == "" })
+		})
 	}
 }

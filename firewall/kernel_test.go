@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -34,7 +35,7 @@ func fullContents() Contents {
 			{Proto: unix.IPPROTO_UDP, Addr: netip.MustParseAddr("127.0.0.53"), Port: 53},
 			{Proto: unix.IPPROTO_TCP, Addr: netip.MustParseAddr("2001:db8::10"), Port: 443},
 		},
-		Resolvers:    []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")},
+		Resolvers:    slices.Concat(dnsEndpoints(netip.MustParseAddrPort("192.0.2.53:53")), dnsEndpoints(netip.MustParseAddrPort("[2001:db8::53]:53"))),
 		Published:    []uint16{3000, 443},
 		OwnLoopback:  []uint32{1000, 70000},
 		RootLoopback: []uint16{9000},

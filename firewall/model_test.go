@@ -10,16 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// owner is who a process of the model's box is.
+type owner struct{ uid, gid uint32 }
+
+var (
+	root        = owner{0, 0}
+	modelOwners = []owner{root, root, {0, ProxyGID}, {1000, 1000}, {1000, 1000}, {1001, 1001}, {65534, 65534}}
+)
+
 // service is one TCP listener of the model's box, and whose it is.
 type service struct {
-	uid  uint32
+	owner
 	addr string
 }
 
 var modelServices = []service{
-	{0, listenerAddr4}, {0, listenerAddr6}, {0, "127.0.0.1:8081"}, {0, "127.0.0.1:22"}, {0, "127.0.0.1:5432"}, {0, "[::1]:5432"},
-	{1000, "127.0.0.1:3000"}, {1000, "[::1]:3000"}, {1000, "127.0.0.2:3000"}, {1001, "127.0.0.1:3001"}, {1001, "[::1]:3001"},
-	{65534, "127.0.0.1:6000"}, {0, boxIP4 + ":8080"}, {0, "127.0.0.11:40053"},
+	{root, listenerAddr4}, {root, listenerAddr6}, {root, "127.0.0.1:8081"}, {root, "127.0.0.1:22"}, {root, "127.0.0.1:5432"}, {root, "[::1]:5432"},
+	{owner{1000, 1000}, "127.0.0.1:3000"}, {owner{1000, 1000}, "[::1]:3000"}, {owner{1000, 1000}, "127.0.0.2:3000"}, {owner{1001, 1001}, "127.0.0.1:3001"}, {owner{1001, 1001}, "[::1]:3001"},
+	{owner{65534, 65534}, "127.0.0.1:6000"}, {root, boxIP4 + ":8080"}, {root, "127.0.0.11:40053"},
 }
 
 var modelPorts = []uint16{22, 53, 80, 443, 3000, 3001, 5432, 6000, 8080, 8081}
@@ -35,12 +43,14 @@ func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	f := newFence(t, Contents{})
-	probers := map[uint32]*prober{0: f.root, 1000: f.agent}
-	for _, uid := range []uint32{1001, 65534} {
-		probers[uid] = newProber(t, f.box, uid)
+	probers := map[owner]*prober{root: f.root, {1000, 1000}: f.agent}
+	for _, o := range modelOwners {
+		if probers[o] == nil {
+			probers[o] = newProberOf(t, f.box, o)
+		}
 	}
 	for _, s := range modelServices {
-		probers[s.uid].serve(s.addr)
+		probers[s.owner].serve(s.addr)
 	}
 	for _, port := range modelPorts {
 		f.far.serve(fmt.Sprintf("0.0.0.0:%d", port))
@@ -59,13 +69,13 @@ func TestModel(t *testing.T) {
 		ev := newEvaluator(record, c)
 		for range flows {
 			fl := randomFlow(rnd)
-			want, got := fl.expect(ev), probers[fl.uid].try(fl.net, fl.addr.String())
+			want, got := fl.expect(ev), probers[fl.owner].try(fl.net, fl.addr.String())
 			if want == "" {
 				allowed++
 			}
 			if got.Err != want {
 				disagreed++
-				complain("uid %d %s %s: %q, the model says %q (seed %d, sets %+v)", fl.uid, fl.net, fl.addr, got.Err, want, seed, c)
+				complain("%+v %s %s: %q, the model says %q (seed %d, sets %+v)", fl.owner, fl.net, fl.addr, got.Err, want, seed, c)
 			}
 		}
 	}
@@ -98,7 +108,7 @@ func (p *prober) serve(addr string) {
 
 // flow is one random thing to try.
 type flow struct {
-	uid  uint32
+	owner
 	net  string
 	addr netip.AddrPort
 }
@@ -108,7 +118,7 @@ func pick[T any](rnd *rand.Rand, from ...T) T { return from[rnd.IntN(len(from))]
 func randomFlow(rnd *rand.Rand) flow {
 	ip := netip.MustParseAddr(pick(rnd, allowedIP4, otherIP4, resolverIP4, allowedIP6, otherIP6, "127.0.0.1", "127.0.0.1", "127.0.0.1",
 		"::1", "::1", "127.0.0.2", "127.0.0.11", boxIP4))
-	fl := flow{uid: pick[uint32](rnd, 0, 0, 1000, 1000, 1001, 65534), addr: netip.AddrPortFrom(ip, pick(rnd, modelPorts...))}
+	fl := flow{owner: pick(rnd, modelOwners...), addr: netip.AddrPortFrom(ip, pick(rnd, modelPorts...))}
 	switch fl.net = pick(rnd, "tcp", "tcp", "tcp", "udp", "udp", "ping"); {
 	case fl.net == "ping" && ip.Is6():
 		fl.net = "udp6" // an ICMPv6 echo socket tells nothing
@@ -136,8 +146,11 @@ func randomContents(rnd *rand.Rand) Contents {
 			c.Egress = append(c.Egress, Endpoint{pick[uint8](rnd, unix.IPPROTO_TCP, unix.IPPROTO_UDP), netip.MustParseAddr(ip), pick(rnd, modelPorts...)})
 		}
 	}
-	some(func() { c.Resolvers = append(c.Resolvers, netip.MustParseAddr(resolverIP4)) })
-	some(func() { c.Resolvers = append(c.Resolvers, netip.MustParseAddr(allowedIP6)) })
+	for _, ip := range []string{resolverIP4, allowedIP6, "127.0.0.1"} {
+		some(func() {
+			c.Resolvers = append(c.Resolvers, dnsEndpoints(netip.AddrPortFrom(netip.MustParseAddr(ip), pick(rnd, 53, pick(rnd, modelPorts...))))...)
+		})
+	}
 	for _, uid := range []uint32{1000, 1001} {
 		some(func() { c.OwnLoopback = append(c.OwnLoopback, uid) })
 	}
@@ -149,7 +162,7 @@ func randomContents(rnd *rand.Rand) Contents {
 
 // expect is the errno the model foretells.
 func (fl flow) expect(ev *evaluator) string {
-	p := Packet{Owned: true, UID: fl.uid, Dst: fl.addr, Loopback: fl.addr.Addr().IsLoopback() || fl.addr.Addr().String() == boxIP4, HopLimit: 64}
+	p := Packet{Owned: true, UID: fl.uid, GID: fl.gid, Dst: fl.addr, Loopback: fl.addr.Addr().IsLoopback() || fl.addr.Addr().String() == boxIP4, HopLimit: 64}
 	p.Src = netip.AddrPortFrom(fl.addr.Addr(), 50000)
 	switch fl.net[:3] {
 	case "tcp":
@@ -176,7 +189,7 @@ func (fl flow) expect(ev *evaluator) string {
 	// The SYN arrived. Somebody must listen, and be let answer.
 	for _, s := range modelServices {
 		if s.addr == p.Dst.String() {
-			synAck := Packet{Owned: true, UID: s.uid, Proto: unix.IPPROTO_TCP, Src: p.Dst, Dst: p.Src, Loopback: true,
+			synAck := Packet{Owned: true, UID: s.uid, GID: s.gid, Proto: unix.IPPROTO_TCP, Src: p.Dst, Dst: p.Src, Loopback: true,
 				Reply: true, State: ConnEstablished, TCPFlags: TCPSyn | TCPAck, Mark: v.Mark}
 			if ev.run(synAck).Allowed() {
 				return ""

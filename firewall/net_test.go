@@ -68,7 +68,7 @@ func usual() Contents {
 			{unix.IPPROTO_TCP, netip.MustParseAddr(allowedIP4), 443},
 			{unix.IPPROTO_TCP, netip.MustParseAddr(allowedIP6), 443},
 		},
-		Resolvers: []netip.Addr{netip.MustParseAddr(resolverIP4)},
+		Resolvers: dnsEndpoints(netip.MustParseAddrPort(resolverIP4 + ":53")),
 	}
 }
 

@@ -267,9 +267,14 @@ type prober struct {
 // newProber starts a prober as uid inside a namespace.
 func newProber(t testing.TB, ns *netnstest.Namespace, uid uint32) *prober {
 	t.Helper()
+	return newProberOf(t, ns, owner{uid, uid})
+}
+
+func newProberOf(t testing.TB, ns *netnstest.Namespace, o owner) *prober {
+	t.Helper()
 	cmd := netnstest.Program("probe")
-	if uid != 0 {
-		netnstest.As(cmd, uid, uid)
+	if o != root {
+		netnstest.As(cmd, o.uid, o.gid)
 	}
 	return startProber(t, ns, cmd)
 }

@@ -31,6 +31,10 @@ const (
 	CounterInbound = "inbound_denied"
 )
 
+// ProxyGID is the group of the proxy's process, by which the rules tell its sockets from others of root's. Nobody is
+// given it otherwise: Debian reserves 65000 to 65533, systemd uses none of 65520 to 65533.
+const ProxyGID = 65521
+
 // Record is the ruleset of record. It was tried and attacked on Linux 6.18; its
 // floor is 5.10. Each call gives a value of its own.
 func Record() *Ruleset {
@@ -50,8 +54,8 @@ func recordSets() []Set {
 		{Name: setListeners6, Key: []Field{metaSkuid, ip6Daddr, tcpDport}, Size: 64},
 		{Name: setEgress4, Key: []Field{ipDaddr, metaL4proto, thDport}, Size: 65536, Note: "resolved address . protocol . port of an allowed host"},
 		{Name: setEgress6, Key: []Field{ip6Daddr, metaL4proto, thDport}, Size: 65536},
-		{Name: setResolvers4, Key: []Field{ipDaddr}, Size: 64, Note: "DNS servers beyond loopback, port 53"},
-		{Name: setResolvers6, Key: []Field{ip6Daddr}, Size: 64},
+		{Name: setResolvers4, Key: []Field{ipDaddr, metaL4proto, thDport}, Size: 64, Note: "DNS servers, for all of root but the proxy"},
+		{Name: setResolvers6, Key: []Field{ip6Daddr, metaL4proto, thDport}, Size: 64},
 		{Name: setPublished, Key: []Field{tcpDport}, Size: 64, Note: "inbound TCP ports opened by policy; never a listener's"},
 		{Name: setOwnLoopback, Key: []Field{metaSkuid, ctMark}, Size: 64, Note: "agent uid . its loopback mark, where policy says loopback: own"},
 		{Name: setLoopbackMark, Key: []Field{metaSkuid}, Value: ctMark, Size: 64},
@@ -89,14 +93,14 @@ func outNetChain() Chain {
 		rule(uidNot(0), goTo("deny_agent")).note("any non-root socket, whatever the protocol. No socket, no skuid: such packets match neither == nor != and fall through"),
 		rule(uid(0), in(setEgress4, ipDaddr, metaL4proto, thDport), accept),
 		rule(uid(0), in(setEgress6, ip6Daddr, metaL4proto, thDport), accept),
-		rule(uid(0), in(setResolvers4, ipDaddr), protos(unix.IPPROTO_TCP, unix.IPPROTO_UDP), port(thDport, 53), accept),
-		rule(uid(0), in(setResolvers6, ip6Daddr), protos(unix.IPPROTO_TCP, unix.IPPROTO_UDP), port(thDport, 53), accept),
+		rule(notProxy, in(setResolvers4, ipDaddr, metaL4proto, thDport), accept).note("only root is left here. The proxy asks PID 1 for addresses; a name server would carry its words out"),
+		rule(notProxy, in(setResolvers6, ip6Daddr, metaL4proto, thDport), accept),
 		rule(uid(0), goTo("deny_root")).note("a root socket ends here; below are only packets without a socket: ICMP errors, late data, FIN, RST of admitted flows"),
 		rule(protos(unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6), state("related"), accept),
 		rule(state("established"), in(setEgress4, ipDaddr, metaL4proto, thDport), accept),
 		rule(state("established"), in(setEgress6, ip6Daddr, metaL4proto, thDport), accept),
-		rule(state("established"), in(setResolvers4, ipDaddr), port(tcpDport, 53), accept),
-		rule(state("established"), in(setResolvers6, ip6Daddr), port(tcpDport, 53), accept),
+		rule(state("established"), in(setResolvers4, ipDaddr, metaL4proto, thDport), accept),
+		rule(state("established"), in(setResolvers6, ip6Daddr, metaL4proto, thDport), accept),
 		rule(icmp6(ndNeighborSolicit, ndNeighborAdvert, ndRouterSolicit), hopLimit(255), accept),
 		rule(goTo("deny_root")),
 	}}
@@ -119,7 +123,9 @@ func outLoChain() Chain {
 		rule(uidNot(0), goTo("deny_agent")),
 		rule(in(setEgress4, ipDaddr, metaL4proto, thDport), uid(0), accept),
 		rule(in(setEgress6, ip6Daddr, metaL4proto, thDport), uid(0), accept),
-		rule(address(ipDaddr, dockerDNS.String()), protos(unix.IPPROTO_TCP, unix.IPPROTO_UDP), port(ctOriginalDport, 53), uid(0), accept).note("Docker's DNS: at this priority the port is rewritten already"),
+		rule(in(setResolvers4, ipDaddr, metaL4proto, thDport), notProxy, accept),
+		rule(in(setResolvers6, ip6Daddr, metaL4proto, thDport), notProxy, accept),
+		rule(address(ipDaddr, dockerDNS.String()), protos(unix.IPPROTO_TCP, unix.IPPROTO_UDP), port(ctOriginalDport, 53), notProxy, accept).note("Docker's DNS: at this priority the port is rewritten already"),
 		rule(uid(0), in(setRootLoopback, tcpDport), accept),
 		rule(uid(0), goTo("deny_root")),
 		rule(state("established"), accept),
@@ -207,6 +213,9 @@ func uid(u uint32) match {
 }
 
 func uidNot(u uint32) match { m := uid(u); m.op = "!="; return m }
+
+// notProxy is any socket but those of the proxy, which has ProxyGID as its group.
+var notProxy = match{field: metaSkgid, op: "!=", value: constant{strconv.Itoa(ProxyGID), native(ProxyGID)}}
 
 func mark(v uint32) constant { return constant{ctMark.format(native(v)), native(v)} }
 

@@ -312,7 +312,7 @@ func TestDockerDNS(t *testing.T) {
 func TestLoopbackResolver(t *testing.T) {
 	t.Parallel()
 	c := usual()
-	c.addResolver(netip.MustParseAddrPort("127.0.0.53:53"))
+	c.Resolvers = dnsEndpoints(netip.MustParseAddrPort("127.0.0.53:53"))
 	f := newFence(t, c)
 	server := newProber(t, f.box, 101) // such a resolver seldom runs as root
 	udp := server.socket("udp4", "127.0.0.53:53")

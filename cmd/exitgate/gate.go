@@ -173,11 +173,11 @@ func (g *gate) spawnProxy(guest *os.File) (engine.Process, error) {
 	}
 	child, err := g.supervisor.Start(supervise.Process{
 		Name: "proxy", Path: selfExe, Argv: []string{"exitgate", "proxy"}, Env: env,
-		Files: []*os.File{null, null, stderr, guest}, Setsid: true,
+		Files: []*os.File{null, null, stderr, guest}, Setsid: true, NoCaps: true, GID: firewall.ProxyGID,
 	})
 	if err != nil {
 		words.Close()
-		return nil, fmt.Errorf("the proxy could not be started: %w", err)
+		return nil, fmt.Errorf("the proxy could not be started in its group, %d: %w; run with --cap-add SETGID, in a user namespace that maps it", firewall.ProxyGID, err)
 	}
 	go g.relay(words)
 	return proxyProc{child}, nil

@@ -67,7 +67,6 @@ type Engine struct {
 	Options
 	resolver *resolver.Resolver
 	secrets  *secrets.Store
-	egress   *egress
 	fixed    *fixed
 	proxy    *keeper
 	callers  *callers
@@ -109,8 +108,7 @@ func New(o Options) *Engine {
 	e.metrics = newMetrics(e)
 	o.Secrets.Changed = e.secretsChanged
 	e.secrets = secrets.New(o.Secrets)
-	e.egress = newEgress(o.Fence)
-	e.fixed = &fixed{fence: o.Fence, egress: e.egress}
+	e.fixed = &fixed{fence: o.Fence}
 	e.resolver = resolver.New(resolver.Config{
 		Root:      o.FileRoot,
 		Commit:    e.commitPins,
@@ -150,7 +148,18 @@ func (e *Engine) commitPins(add, del []netip.AddrPort) error {
 	if e.DirectDial {
 		return nil
 	}
-	return e.egress.change(tcp(add), tcp(del))
+	return e.Fence.Update(firewall.Contents{Egress: tcp(add)}, firewall.Contents{Egress: tcp(del)})
+}
+
+// protoTCP is IPPROTO_TCP: whatever the proxy dials is TCP.
+const protoTCP = 6
+
+func tcp(addrs []netip.AddrPort) []firewall.Endpoint {
+	out := make([]firewall.Endpoint, len(addrs))
+	for i, a := range addrs {
+		out[i] = firewall.Endpoint{Proto: protoTCP, Addr: a.Addr(), Port: a.Port()}
+	}
+	return out
 }
 
 // changed wakes whoever waits for a status.

@@ -375,7 +375,7 @@ func TestResolversChange(t *testing.T) {
 	w := newWorld(t, oneHost)
 	w.start()
 	has := func(addr string) bool {
-		return slices.Contains(w.Fence.Contents().Resolvers, netip.MustParseAddr(addr))
+		return slices.ContainsFunc(w.Fence.Contents().Resolvers, func(e firewall.Endpoint) bool { return e.Addr == netip.MustParseAddr(addr) })
 	}
 	if !has("192.0.2.53") {
 		t.Fatal("the resolver is not in the set")

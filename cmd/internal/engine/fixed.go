@@ -14,8 +14,7 @@ import (
 // The pins come and go beside them. They change in two steps, so that at no time less is there than both the old and
 // the new generation need: grow before the change, shrink after it.
 type fixed struct {
-	fence  *firewall.Writer
-	egress *egress
+	fence *firewall.Writer
 
 	mu   sync.Mutex // guards have
 	have firewall.Contents
@@ -26,7 +25,7 @@ func (f *fixed) grow(want firewall.Contents) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	add, _ := f.have.Diff(want)
-	if err := f.commit(add, firewall.Contents{}); err != nil {
+	if err := f.fence.Update(add, firewall.Contents{}); err != nil {
 		return err
 	}
 	f.have = merge(f.have, add)
@@ -38,25 +37,15 @@ func (f *fixed) shrink(want firewall.Contents) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, del := f.have.Diff(want)
-	if err := f.commit(firewall.Contents{}, del); err != nil {
+	if err := f.fence.Update(firewall.Contents{}, del); err != nil {
 		return err
 	}
 	f.have = want
 	return nil
 }
 
-// commit sends the egress elements by the count that they share with the pins, the rest straight.
-func (f *fixed) commit(add, del firewall.Contents) error {
-	if err := f.egress.change(add.Egress, del.Egress); err != nil {
-		return err
-	}
-	add.Egress, del.Egress = nil, nil
-	return f.fence.Update(add, del)
-}
-
 func merge(a, b firewall.Contents) firewall.Contents {
 	a.Listeners = append(a.Listeners[:len(a.Listeners):len(a.Listeners)], b.Listeners...)
-	a.Egress = append(a.Egress[:len(a.Egress):len(a.Egress)], b.Egress...)
 	a.Resolvers = append(a.Resolvers[:len(a.Resolvers):len(a.Resolvers)], b.Resolvers...)
 	a.Published = append(a.Published[:len(a.Published):len(a.Published)], b.Published...)
 	a.OwnLoopback = append(a.OwnLoopback[:len(a.OwnLoopback):len(a.OwnLoopback)], b.OwnLoopback...)

@@ -55,5 +55,7 @@ type Process struct {
 	Setsid     bool       // own session: never the terminal
 	NewGroup   bool       // own process group
 	Namespaces uintptr    // CLONE_NEW* of those it is to have for itself
+	NoCaps     bool       // its bounding set is empty, so that uid 0 gives it no capability; without CAP_SETPCAP it gets ours
+	GID        uint32     // its group, and no others; 0: what this process has
 	Foreground bool       // own process group, and the terminal's foreground one where there is a terminal and it is ours to lend
 }
