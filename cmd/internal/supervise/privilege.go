@@ -157,6 +157,7 @@ func NoNewPrivs() (bool, error) {
 // KeepOnly takes from every thread of the process, and from whatever it will start, all capabilities but
 // those of the list that it has. It sets no_new_privs, and dumpable to 0, so that nobody without
 // CAP_SYS_PTRACE reads its memory, environment or descriptors. The error says what could not be done; the rest is done.
+// The bounding set stays: with no_new_privs execve gives nothing out of it (commoncap.c), and agents empty theirs.
 // Before it come Probe, and ShareStreams for an agent on a terminal.
 func KeepOnly(caps ...int) error {
 	keep := capsOf(caps...)
@@ -165,7 +166,6 @@ func KeepOnly(caps ...int) error {
 		return err
 	}
 	return errors.Join(
-		allThreads.limitBounding(keep), // first: it needs CAP_SETPCAP
 		allThreads.setCaps(keep&have),
 		allThreads.setNoNewPrivs(),
 		setUndumpable(),
