@@ -34,8 +34,12 @@ type Event struct {
 	Generation uint64
 	Proto      string // denied_packet
 	Address    string // denied_packet
+	Count      int    // how many alike the line stands for; 0 and 1: itself
 	Tokens     *Tokens
 }
+
+// Times is how often the event happened.
+func (e *Event) Times() int { return max(1, e.Count) }
 
 // Tokens is a model's usage, as the upstream reported it.
 type Tokens struct{ Input, Output, CacheRead, CacheCreation int64 }
@@ -76,6 +80,9 @@ func (e *Event) Append(b []byte) []byte {
 	w.all = false
 	w.text("proto", e.Proto)
 	w.text("address", e.Address)
+	if e.Count > 1 {
+		w.number("count", int64(e.Count))
+	}
 	if t := e.Tokens; t != nil {
 		w.b = fmt.Appendf(w.b, `,"tokens":{"input":%d,"output":%d,"cache_read":%d,"cache_creation":%d}`, t.Input, t.Output, t.CacheRead, t.CacheCreation)
 	}
@@ -158,7 +165,7 @@ func ParseEvent(line []byte) (Event, error) {
 		Event, Agent, Exe, Method, Host, Path, Rule, Decision string
 		Reason, Upstream, ID, Proto, Address                  string
 		UID                                                   uint32
-		PID, Status                                           int
+		PID, Status, Count                                    int
 		Port                                                  uint16
 		BytesIn                                               int64   `json:"bytes_in"`
 		BytesOut                                              int64   `json:"bytes_out"`
@@ -179,7 +186,7 @@ func ParseEvent(line []byte) (Event, error) {
 	e := Event{Time: v.Time, Event: v.Event, Agent: v.Agent, UID: v.UID, PID: v.PID, Exe: v.Exe, Method: v.Method, Host: v.Host, Port: v.Port,
 		Path: v.Path, Rule: v.Rule, Decision: v.Decision, Reason: v.Reason, Status: v.Status, BytesIn: v.BytesIn, BytesOut: v.BytesOut,
 		Duration: time.Duration(v.Duration * float64(time.Millisecond)).Round(time.Microsecond), Upstream: v.Upstream, ID: v.ID,
-		Generation: v.Generation, Proto: v.Proto, Address: v.Address}
+		Generation: v.Generation, Proto: v.Proto, Address: v.Address, Count: v.Count}
 	if v.Tokens != nil {
 		e.Tokens = &Tokens{v.Tokens.Input, v.Tokens.Output, v.Tokens.CacheRead, v.Tokens.CacheCreation}
 	}

@@ -119,7 +119,7 @@ func (w *wishes) document() string {
 	}
 	var b strings.Builder
 	b.WriteString("version: 1\n")
-	grants := slices.DeleteFunc(ranked(w.hosts), isTelemetry)
+	grants := slices.DeleteFunc(ranked(w.hosts), Telemetry)
 	if len(grants) > 0 {
 		b.WriteString("egress:\n")
 	}
@@ -127,7 +127,7 @@ func (w *wishes) document() string {
 		fmt.Fprintf(&b, "  - %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
 	}
 	for _, host := range ranked(w.hosts) {
-		if isTelemetry(host) {
+		if Telemetry(host) {
 			fmt.Fprintf(&b, "# known telemetry: %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
 		}
 	}
@@ -143,7 +143,8 @@ func ranked(of map[string]*wish) []string {
 	})
 }
 
-func isTelemetry(host string) bool {
+// Telemetry reports whether a host is known to be called by programs about themselves.
+func Telemetry(host string) bool {
 	return slices.ContainsFunc(telemetry, func(t string) bool { return host == t || strings.HasSuffix(host, "."+t) })
 }
 

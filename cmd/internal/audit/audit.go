@@ -30,6 +30,7 @@ type Options struct {
 	Stderr io.Writer                // for Sink "stderr"; nil: os.Stderr
 	Root   string                   // PATH is below it; "" is /
 	Scrub  func(line []byte) []byte // applied to each line before anybody sees it, and to the strings of Denials; nil: none
+	Each   func(policy.Event)       // gets every event in its order, on one goroutine; not scrubbed; nil: none
 	Log    func(string, ...any)     // told once when lines stop being written, and once when they are again; nil: silent
 	Now    func() time.Time         // stamps "lost" lines; nil: time.Now
 	Queue  int                      // events that may wait; 0: 8192
@@ -65,8 +66,11 @@ type Log struct {
 	mu      sync.Mutex // guards the following
 	closed  bool
 	pending []policy.Event
-	out     []byte // lines waiting for the sink
-	lost    uint64 // lines that the sink has not been told of yet
+	queued  uint64     // events that were ever pending
+	made    uint64     // those of them that lines were made of
+	settled *sync.Cond // made has changed, or closed
+	out     []byte     // lines waiting for the sink
+	lost    uint64     // lines that the sink has not been told of yet
 	stats   Stats
 	subs    map[*Subscription]struct{}
 	denials denials
@@ -83,6 +87,7 @@ func Open(o Options) (*Log, error) {
 		events: make(chan struct{}, 1), lines: make(chan struct{}, 1),
 		end: make(chan struct{}), pumped: make(chan struct{}), ended: make(chan struct{}),
 	}
+	l.settled = sync.NewCond(&l.mu)
 	switch path, isFile := strings.CutPrefix(o.Sink, "file:"); {
 	case isFile:
 		f, err := openFile(o, path)
@@ -106,6 +111,9 @@ func setDefaults(o *Options) {
 	}
 	if o.Scrub == nil {
 		o.Scrub = func(b []byte) []byte { return b }
+	}
+	if o.Each == nil {
+		o.Each = func(policy.Event) {}
 	}
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
@@ -137,7 +145,18 @@ func (l *Log) Write(e policy.Event) {
 		return
 	}
 	l.pending = append(l.pending, e)
+	l.queued++
 	wake(l.events)
+}
+
+// Settle returns when everybody inside has seen the events so far: Denials, Each and those who watch; the sink may
+// lag.
+func (l *Log) Settle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for upTo := l.queued; l.made < upTo; {
+		l.settled.Wait()
+	}
 }
 
 func (l *Log) loseLocked(n uint64) {
@@ -171,7 +190,12 @@ func (l *Log) pump() {
 		for i := range batch {
 			line = batch[i].Append(line[:0])
 			l.deliver(&batch[i], l.o.Scrub(line))
+			l.o.Each(batch[i])
 		}
+		l.mu.Lock()
+		l.made += uint64(len(batch))
+		l.settled.Broadcast()
+		l.mu.Unlock()
 		clear(batch) // or their strings would live until they are overwritten
 		spare = batch
 	}

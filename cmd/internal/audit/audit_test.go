@@ -414,3 +414,28 @@ func BenchmarkLine(b *testing.B) {
 		b.Error("lines were lost")
 	}
 }
+
+// TestEachAndSettle: whoever asks to see each event has seen all that were written when Settle returns, in their order.
+func TestEachAndSettle(t *testing.T) {
+	var seen []int
+	l, err := Open(Options{Sink: "none", Each: func(e policy.Event) { seen = append(seen, e.Time.Second()) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.Settle()
+	for i := range 50 {
+		e := event(i)
+		e.Count = 3
+		l.Write(e)
+	}
+	l.Settle()
+	for i, n := range seen {
+		if n != i {
+			t.Errorf("event %d is number %d", n, i)
+		}
+	}
+	if d := l.Denials(); len(seen) != 50 || len(d) != 50 || d[0].Count != 3 {
+		t.Errorf("%d seen, %d denials: %+v", len(seen), len(d), d[0])
+	}
+}

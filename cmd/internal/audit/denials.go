@@ -35,7 +35,7 @@ func denied(e *policy.Event) bool {
 func (d *denials) add(e *policy.Event, scrub func([]byte) []byte) {
 	key := denialKey{e.Event, e.Agent, e.Exe, e.Method, e.Host, e.Path, e.Proto, e.Address, e.Port}
 	if k := d.known[key]; k != nil {
-		k.Count++
+		k.Count += e.Times()
 		k.Event.Time = e.Time
 		return
 	}
@@ -47,7 +47,7 @@ func (d *denials) add(e *policy.Event, scrub func([]byte) []byte) {
 		d.order = append(d.order[:0], d.order[1:]...)
 	}
 	d.order = append(d.order, key)
-	d.known[key] = &Denial{Event: clean(*e, scrub), Count: 1, First: e.Time}
+	d.known[key] = &Denial{Event: clean(*e, scrub), Count: e.Times(), First: e.Time}
 }
 
 // clean scrubs what the agent or an upstream had a hand in, as a line of the log is.

@@ -78,6 +78,7 @@ type Engine struct {
 	ready    atomic.Bool
 	unlogged error        // why refused packets are counted only; written by Start
 	hushed   atomic.Int32 // self-tests under way
+	refused  tally        // packets
 	started  time.Time
 
 	reloading sync.Mutex  // one reload at a time

@@ -60,7 +60,7 @@ func (m *metrics) reloaded(ok bool, at time.Time) {
 
 // event counts an audit line.
 func (m *metrics) event(ev policy.Event) {
-	m.decisions.WithLabelValues(ev.Agent, ev.Event, ev.Decision, ev.Rule).Inc()
+	m.decisions.WithLabelValues(ev.Agent, ev.Event, ev.Decision, ev.Rule).Add(float64(ev.Times()))
 	if ev.BytesIn > 0 {
 		m.bytes.WithLabelValues(ev.Agent, "in").Add(float64(ev.BytesIn))
 	}

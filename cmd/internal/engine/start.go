@@ -94,7 +94,7 @@ func (e *Engine) MarkReady() {
 func (e *Engine) Stop(ctx context.Context) {
 	e.ready.Store(false)
 	e.proxy.stop(ctx)
-	e.callers.flush()
+	e.TellDenied()
 	if g := e.current.Load(); g != nil {
 		e.closeUnwanted(&policy.Policy{})
 	}
