@@ -31,6 +31,7 @@ type gate struct {
 	fence      *firewall.Writer
 	engine     *engine.Engine
 	audit      *audit.Log
+	report     ownReport
 	sink       string // where the audit goes, as the setting has it
 	logf       func(format string, args ...any)
 	lost       chan string // why the fence cannot be kept

@@ -38,8 +38,9 @@ func (g *gate) openLogs(interactive bool) error {
 		}
 	}
 	g.logf = logger(out, g.settings.LogFormat, g.settings.LogLevel)
+	g.report.report.Clean = g.scrub
 	var err error
-	g.audit, err = audit.Open(audit.Options{Sink: g.sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine})
+	g.audit, err = audit.Open(audit.Options{Sink: g.sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine, Each: g.report.add})
 	return err
 }
 

@@ -1,15 +1,13 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"fmt"
-	"net/url"
+	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"exitgate/cmd/internal/report"
+	"exitgate/policy"
 
 	"github.com/spf13/cobra"
 )
@@ -19,8 +17,8 @@ func newReportCommand(env *environment) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "report [--audit FILE] [-o FILE]",
 		Short: "one HTML page of what was called, denied and spent",
-		Long: "Reads an audit file, or the one that the running gate writes, and makes one page of HTML that needs nothing else:\n" +
-			"decisions over time, denials by name and program, hosts by bytes, token usage, reloads.",
+		Long: "Makes one page of HTML that needs nothing else, of what the running gate has decided since it started, or of an audit\n" +
+			"file and those it was rotated to: decisions over time, denials by name and program, hosts by bytes, token usage, reloads.",
 		Example: "  exitgate report -o report.html\n  exitgate report --audit /var/log/exitgate/audit.jsonl > report.html",
 		Args:    cobra.NoArgs,
 		RunE:    func(*cobra.Command, []string) error { return env.report(file, out) },
@@ -31,35 +29,49 @@ func newReportCommand(env *environment) *cobra.Command {
 }
 
 func (env *environment) report(file, out string) error {
+	var page string
+	var err error
 	if file == "" {
-		if err := env.call("auditfile", nil, &file); err != nil {
-			return err
-		}
+		err = env.call("report", nil, &page)
+	} else {
+		page, err = env.reportOf(file)
 	}
-	var r report.Report
-	strange, err := env.readEvents(file, r.Add)
 	if err != nil {
 		return err
 	}
-	if strange > 0 {
-		fmt.Fprintf(env.stderr, "exitgate: %s: %d lines are no audit lines and were passed over\n", file, strange)
-	}
-	var page bytes.Buffer
-	if err := r.Write(&page); err != nil {
-		return err
-	}
 	if out == "" {
-		_, err = page.WriteTo(env.stdout)
+		_, err = io.WriteString(env.stdout, page)
 		return err
 	}
-	return os.WriteFile(out, page.Bytes(), 0o644)
+	return os.WriteFile(out, []byte(page), 0o644)
 }
 
-// auditFile names the file that the running gate writes its audit to.
-func (g *gate) auditFile(context.Context, url.Values) (any, error) {
-	path, ok := strings.CutPrefix(g.sink, "file:")
-	if !ok {
-		return nil, errors.New("the running gate writes its audit to no file; set `audit` to file:PATH, or name a file with --audit")
+func (env *environment) reportOf(file string) (string, error) {
+	var r report.Report
+	if err := env.readEvents(file, r.Add); err != nil {
+		return "", err
 	}
-	return path, nil
+	var page strings.Builder
+	err := r.Write(&page)
+	return page.String(), err
+}
+
+// ownReport is the running gate's report of itself. Its memory is bounded, and it holds no credential.
+type ownReport struct {
+	mu     sync.Mutex // guards the following
+	report report.Report
+}
+
+func (o *ownReport) add(e policy.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.report.Add(e)
+}
+
+func (o *ownReport) page() (string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var page strings.Builder
+	err := o.report.Write(&page)
+	return page.String(), err
 }

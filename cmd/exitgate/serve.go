@@ -36,8 +36,15 @@ func (g *gate) answer(s *control.Server) {
 	s.Handle("explain", func(_ context.Context, q url.Values) (any, error) {
 		return answerExplain(g.engine.Policy(), g.fence.Contents(), g.pinned, q, g.env.now())
 	})
-	s.Handle("suggest", func(context.Context, url.Values) (any, error) { return g.suggestion(), nil })
-	s.Handle("auditfile", g.auditFile)
+	s.Handle("suggest", func(context.Context, url.Values) (any, error) {
+		g.engine.TellDenied()
+		return g.suggestion(), nil
+	})
+	s.Handle("report", func(context.Context, url.Values) (any, error) {
+		g.engine.TellDenied()
+		g.audit.Settle()
+		return g.report.page()
+	})
 	s.Stream("watch", g.watch)
 }
 

@@ -59,8 +59,30 @@ func (env *environment) suggest(file string) error {
 // maxAuditLine is more than Event.Append writes: 20 fields of 1 KiB, each byte escaped.
 const maxAuditLine = 256 << 10
 
-// readEvents calls each with every line of an audit file; lines that are none are counted.
-func (env *environment) readEvents(file string, each func(policy.Event)) (strange int, err error) {
+// readEvents calls each with every line of an audit file, and of those that it was rotated to, the oldest first. Lines
+// that are none are counted and told of.
+func (env *environment) readEvents(file string, each func(policy.Event)) error {
+	files := []string{file}
+	for n := 1; ; n++ {
+		older := fmt.Sprintf("%s.%d", file, n)
+		if _, err := os.Stat(filepath.Join(env.root, older)); err != nil {
+			break
+		}
+		files = append([]string{older}, files...)
+	}
+	for _, name := range files {
+		strange, err := env.readEventsOf(name, each)
+		if err != nil {
+			return err
+		}
+		if strange > 0 {
+			fmt.Fprintf(env.stderr, "exitgate: %s: %d lines are no audit lines and were passed over\n", name, strange)
+		}
+	}
+	return nil
+}
+
+func (env *environment) readEventsOf(file string, each func(policy.Event)) (strange int, err error) {
 	f, err := os.Open(filepath.Join(env.root, file))
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w; name a file that the setting `audit` writes", file, inner(err))
@@ -83,23 +105,21 @@ func (env *environment) readDenials(file string) ([]policy.Denied, error) {
 	type key struct{ event, host, method, path, proto, address, rule, exe string }
 	index := make(map[key]int)
 	var denied []policy.Denied
-	strange, err := env.readEvents(file, func(e policy.Event) {
+	err := env.readEvents(file, func(e policy.Event) {
 		k := key{e.Event, e.Host, e.Method, e.Path, e.Proto, e.Address, e.Rule, e.Exe}
 		if i, again := index[k]; again {
-			denied[i].Count++
+			denied[i].Count += e.Times()
 			return
 		}
 		index[k] = len(denied)
-		denied = append(denied, policy.Denied{Event: e, Count: 1})
+		denied = append(denied, policy.Denied{Event: e, Count: e.Times()})
 	})
-	if strange > 0 {
-		fmt.Fprintf(env.stderr, "exitgate: %s: %d lines are no audit lines and were passed over\n", file, strange)
-	}
 	return denied, err
 }
 
 // suggestion is what the running gate suggests for what it remembers.
 func (g *gate) suggestion() string {
+	g.audit.Settle()
 	var denied []policy.Denied
 	for _, d := range g.audit.Denials() {
 		denied = append(denied, policy.Denied{Event: d.Event, Count: d.Count})

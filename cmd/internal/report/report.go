@@ -5,17 +5,15 @@
 //	err := r.Write(w)
 //
 // The page stands alone: no script, no font, no image, nothing fetched, so that it can be mailed and kept. It follows the
-// reader's light or dark setting.
+// reader's light or dark setting, the width of the window, and reads well without seeing it. A report takes a bounded
+// amount of memory however many events there are, so that a running gate keeps one of itself.
 //
-// Not done here: no audit is read, and nothing is hidden or judged; the audit holds no credential, and so neither does
-// the page.
+// Not done here: no audit is read, and nothing is judged; where events may hold what must not be kept, Clean takes it out.
 package report
 
 import (
 	"cmp"
-	_ "embed"
 	"fmt"
-	"html/template"
 	"io"
 	"maps"
 	"slices"
@@ -24,53 +22,85 @@ import (
 	"exitgate/policy"
 )
 
-// maxRows bounds each table; what is cut off is said.
-const maxRows = 50
+// What is kept, and what of it is shown. What is beyond that is counted together, and said.
+const (
+	maxKept   = 2000
+	maxShown  = 50
+	maxEvents = 200 // of the gate's own life; the latest
+)
 
-// buckets is how many bars the timeline has.
-const buckets = 60
+// others is the row of all that there was no room for.
+const others = "others"
 
 // Report gathers events. The zero value is empty.
 type Report struct {
-	events   int
-	first    time.Time
-	last     time.Time
-	moments  []moment
-	hosts    map[string]*Row
-	denials  map[denialKey]*Row
-	tokens   map[[2]string]*policy.Tokens
-	reloads  []Reload
-	allowed  int
-	denied   int
-	restarts int
-	drifts   int
+	Clean func(string) string // takes out what must not be kept; nil: nothing
+
+	lines         int
+	first, last   time.Time
+	times         timeline
+	hosts, agents table[string]
+	denials       table[denialKey]
+	tokens        table[[2]string]
+	life          []Moment
+	forgotten     int // of life
+	total         Row
 }
 
-type moment struct {
-	at   time.Time
-	deny bool
-}
-
+// denialKey is who wanted what, and why it was not to be had.
 type denialKey struct{ what, who, why string }
 
 // Row is one line of a table.
 type Row struct {
-	Name, By, Why string
-	Count, Denied int
-	In, Out       int64
-	Slowest       time.Duration
+	Name, By, Why, Kind string
+	Telemetry           bool
+	Count, Denied       int
+	In, Out             int64
+	Slowest             time.Duration
+	Last                time.Time
+	policy.Tokens
 }
 
-// Reload is one attempt to bring a policy into force.
-type Reload struct {
-	At     time.Time
-	OK     bool
-	Reason string
+// Bytes is what went both ways.
+func (r *Row) Bytes() int64 { return r.In + r.Out }
+
+// AllTokens is the sum of the kinds.
+func (r *Row) AllTokens() int64 { return r.Input + r.Output + r.CacheRead + r.CacheCreation }
+
+// Moment is something that happened to the gate itself.
+type Moment struct {
+	At   time.Time
+	What string
+	Bad  bool
+	Why  string
+}
+
+// table is rows by key. The zero value is empty.
+type table[K comparable] map[K]*Row
+
+// row returns the key's row, or one for all that there is no room for. A new one is made by fill.
+func (t *table[K]) row(k, rest K, fill func(*Row)) *Row {
+	if *t == nil {
+		*t = make(table[K])
+	}
+	if r := (*t)[k]; r != nil {
+		return r
+	}
+	if len(*t) >= maxKept {
+		k, fill = rest, func(r *Row) { r.Name = others }
+		if r := (*t)[k]; r != nil {
+			return r
+		}
+	}
+	r := new(Row)
+	fill(r)
+	(*t)[k] = r
+	return r
 }
 
 // Add takes one line of the audit.
 func (r *Report) Add(e policy.Event) {
-	r.events++
+	r.lines++
 	if r.first.IsZero() || e.Time.Before(r.first) {
 		r.first = e.Time
 	}
@@ -78,63 +108,103 @@ func (r *Report) Add(e policy.Event) {
 		r.last = e.Time
 	}
 	switch e.Event {
-	case "reload", "start":
-		r.reloads = append(r.reloads, Reload{e.Time, e.Decision == "allow", e.Reason})
-	case "child":
-		r.restarts++
-	case "drift":
-		r.drifts++
 	case "request", "connect", "limit", "denied_packet", "denied_lookup":
-		r.decision(e)
+		r.decision(&e)
+	case "start", "reload", "child", "drift", "lost":
+		r.moment(&e)
 	}
 }
 
-func (r *Report) decision(e policy.Event) {
-	deny := e.Decision == "deny"
-	r.moments = append(r.moments, moment{e.Time, deny})
-	if deny {
-		r.denied++
-		row := entry(&r.denials, denialKey{target(e), cmp.Or(e.Exe, "unknown"), e.Reason})
-		row.Name, row.By, row.Why = target(e), cmp.Or(e.Exe, "unknown"), e.Reason
-		row.Count++
-	} else {
-		r.allowed++
+func (r *Report) clean(s string) string {
+	if r.Clean == nil || s == "" {
+		return s
 	}
-	if e.Event == "request" || e.Event == "connect" {
-		row := entry(&r.hosts, e.Host)
-		row.Name = e.Host
-		row.Count++
+	return r.Clean(s)
+}
+
+func (r *Report) moment(e *policy.Event) {
+	m := Moment{At: e.Time, Why: r.clean(e.Reason)}
+	ok := e.Decision == "allow"
+	switch e.Event {
+	case "start":
+		m.What, m.Bad = "started", !ok
+	case "reload":
+		m.What, m.Bad = "policy reloaded", !ok
+		if !ok {
+			m.What = "policy refused"
+		}
+	case "child":
+		m.What, m.Bad = "process ended", true
+	case "drift":
+		m.What, m.Bad = "foreign change", true
+	case "lost":
+		m.What, m.Bad = "audit incomplete", true
+	}
+	if r.life = append(r.life, m); len(r.life) > maxEvents {
+		r.life = slices.Delete(r.life, 0, 1)
+		r.forgotten++
+	}
+}
+
+func (r *Report) decision(e *policy.Event) {
+	n := e.Times()
+	deny := e.Decision == "deny"
+	r.times.add(e.Time, deny, n)
+	rows := []*Row{&r.total}
+	if e.Agent != "" {
+		rows = append(rows, r.agents.row(e.Agent, others, func(row *Row) { row.Name = e.Agent }))
+	}
+	if e.Host != "" && (e.Event == "request" || e.Event == "connect") {
+		rows = append(rows, r.hosts.row(e.Host, others, func(row *Row) { row.Name = r.clean(e.Host) }))
+	}
+	if deny {
+		rows = append(rows, r.denial(e))
+	}
+	for _, row := range rows {
+		row.Count += n
+		if deny {
+			row.Denied += n
+		}
 		row.In += e.BytesIn
 		row.Out += e.BytesOut
 		row.Slowest = max(row.Slowest, e.Duration)
-		if deny {
-			row.Denied++
+		if e.Time.After(row.Last) {
+			row.Last = e.Time
 		}
 	}
-	if e.Tokens != nil {
-		t := entry(&r.tokens, [2]string{e.Agent, e.Rule})
-		t.Input += e.Tokens.Input
-		t.Output += e.Tokens.Output
-		t.CacheRead += e.Tokens.CacheRead
-		t.CacheCreation += e.Tokens.CacheCreation
-	}
+	r.usage(e)
 }
 
-func entry[K comparable, V any](m *map[K]*V, k K) *V {
-	if *m == nil {
-		*m = make(map[K]*V)
-	}
-	if (*m)[k] == nil {
-		(*m)[k] = new(V)
-	}
-	return (*m)[k]
+func (r *Report) denial(e *policy.Event) *Row {
+	exe := cmp.Or(e.Exe, "unknown")
+	return r.denials.row(denialKey{target(e), exe, e.Reason}, denialKey{what: others}, func(row *Row) {
+		row.Name, row.By, row.Why, row.Kind = r.clean(target(e)), r.clean(exe), r.clean(e.Reason), kinds[e.Event]
+		row.Telemetry = policy.Telemetry(e.Host)
+	})
 }
+
+func (r *Report) usage(e *policy.Event) {
+	if e.Tokens == nil {
+		return
+	}
+	of := r.tokens.row([2]string{e.Agent, e.Rule}, [2]string{others}, func(row *Row) { row.Name, row.By = e.Agent, e.Rule })
+	for _, row := range []*Row{of, &r.total} {
+		row.Input += e.Tokens.Input
+		row.Output += e.Tokens.Output
+		row.CacheRead += e.Tokens.CacheRead
+		row.CacheCreation += e.Tokens.CacheCreation
+	}
+	of.Count++
+}
+
+// kinds are the events in a reader's words.
+var kinds = map[string]string{"request": "request", "connect": "tunnel", "limit": "limit", "denied_packet": "packet", "denied_lookup": "lookup"}
 
 // target is what was wanted, by the best name that there is for it.
-func target(e policy.Event) string {
+func target(e *policy.Event) string {
 	switch {
 	case e.Event == "denied_lookup":
-		return "name " + e.Host
+		return e.Host
 	case e.Event == "denied_packet" && e.Port != 0:
 		return fmt.Sprintf("%s %s port %d", e.Proto, e.Address, e.Port)
 	case e.Event == "denied_packet":
@@ -144,116 +214,44 @@ func target(e policy.Event) string {
 	case e.Port != 0 && e.Port != 443:
 		return fmt.Sprintf("%s port %d", e.Host, e.Port)
 	}
-	return e.Host
+	return cmp.Or(e.Host, e.Agent)
 }
-
-// Bar is one moment of the timeline, its parts in percent of the tallest.
-type Bar struct {
-	Allow, Deny, Top float64
-	Title            string
-}
-
-// page is what the template shows.
-type page struct {
-	First, Last               time.Time
-	Allowed, Denied, Restarts int
-	Drifts, Events            int
-	Bars                      []Bar
-	Hosts, Denials            []Row
-	HostsMore, DenialsMore    int
-	MostBytes                 int64
-	Tokens                    []tokenRow
-	Reloads                   []Reload
-}
-
-type tokenRow struct {
-	Agent, Rule string
-	policy.Tokens
-}
-
-//go:embed page.html
-var source string
-
-var tmpl = template.Must(template.New("page").Funcs(template.FuncMap{
-	"size": size,
-	"when": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
-	"ms":   func(d time.Duration) string { return d.Round(time.Millisecond).String() },
-	"part": func(n, of int64) float64 {
-		if of == 0 {
-			return 0
-		}
-		return 100 * float64(n) / float64(of)
-	},
-	"mul": func(i int, by float64) float64 { return float64(i) * by },
-	"sub": func(a, b float64) float64 { return a - b },
-	"sum": func(a, b int64) int64 { return a + b },
-}).Parse(source))
 
 // Write prints the page.
 func (r *Report) Write(w io.Writer) error {
-	p := page{First: r.first, Last: r.last, Allowed: r.allowed, Denied: r.denied, Restarts: r.restarts, Drifts: r.drifts, Events: r.events,
-		Bars: r.bars(), Reloads: r.reloads}
-	p.Hosts, p.HostsMore = top(r.hosts, func(a, b *Row) int {
-		return cmp.Or(cmp.Compare(b.In+b.Out, a.In+a.Out), b.Count-a.Count, cmp.Compare(a.Name, b.Name))
-	})
-	p.Denials, p.DenialsMore = top(r.denials, func(a, b *Row) int {
-		return cmp.Or(b.Count-a.Count, cmp.Compare(a.Name, b.Name), cmp.Compare(a.By, b.By))
-	})
-	for _, h := range p.Hosts {
-		p.MostBytes = max(p.MostBytes, h.In+h.Out)
+	p := page{
+		First: r.first, Last: r.last, Lines: r.lines, Total: &r.total, Allowed: r.total.Count - r.total.Denied,
+		Timeline: r.times.chart(r.last, r.life), Life: r.life, Forgotten: r.forgotten,
 	}
-	for k, t := range r.tokens {
-		p.Tokens = append(p.Tokens, tokenRow{k[0], k[1], *t})
+	p.Denials = r.denials.shown(func(a, b *Row) int { return b.Count - a.Count }, nil)
+	p.Hosts = r.hosts.shown(func(a, b *Row) int {
+		return cmp.Or(cmp.Compare(b.Bytes(), a.Bytes()), b.Count-a.Count)
+	}, func(row *Row) bool { return row.Count > row.Denied })
+	p.Tokens = r.tokens.shown(func(a, b *Row) int { return cmp.Compare(b.AllTokens(), a.AllTokens()) }, nil)
+	if len(r.agents) > 1 {
+		p.Agents = r.agents.shown(func(a, b *Row) int { return cmp.Compare(b.Bytes(), a.Bytes()) }, nil)
 	}
-	slices.SortFunc(p.Tokens, func(a, b tokenRow) int { return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Rule, b.Rule)) })
 	return tmpl.Execute(w, p)
 }
 
-func top[K comparable](of map[K]*Row, by func(a, b *Row) int) (rows []Row, more int) {
-	sorted := slices.SortedFunc(maps.Values(of), by)
-	more = max(0, len(sorted)-maxRows)
-	for _, r := range sorted[:len(sorted)-more] {
-		rows = append(rows, *r)
+// shown sorts the rows that keep wants, and cuts off what is too much.
+func (t table[K]) shown(by func(a, b *Row) int, keep func(*Row) bool) Rows {
+	sorted := slices.SortedFunc(maps.Values(t), func(a, b *Row) int {
+		return cmp.Or(by(a, b), cmp.Compare(a.Name, b.Name), cmp.Compare(a.By, b.By), cmp.Compare(a.Why, b.Why))
+	})
+	if keep != nil {
+		sorted = slices.DeleteFunc(sorted, func(r *Row) bool { return !keep(r) })
 	}
-	return rows, more
-}
-
-// bars counts decisions in equal parts of the time that the audit covers.
-func (r *Report) bars() []Bar {
-	span := r.last.Sub(r.first)
-	if span <= 0 || len(r.moments) == 0 {
-		return nil
-	}
-	var allow, deny [buckets]int
-	for _, m := range r.moments {
-		i := min(int(float64(m.at.Sub(r.first))/float64(span)*buckets), buckets-1)
-		if m.deny {
-			deny[i]++
+	var out Rows
+	for i, row := range sorted {
+		out.MostBytes = max(out.MostBytes, row.Bytes())
+		out.MostCount = max(out.MostCount, int64(row.Count))
+		out.MostTokens = max(out.MostTokens, row.AllTokens())
+		if i < maxShown {
+			out.Rows = append(out.Rows, row)
 		} else {
-			allow[i]++
+			out.More++
 		}
 	}
-	most := 1
-	for i := range allow {
-		most = max(most, allow[i]+deny[i])
-	}
-	bars := make([]Bar, buckets)
-	for i := range bars {
-		a, d := 100*float64(allow[i])/float64(most), 100*float64(deny[i])/float64(most)
-		at := r.first.Add(span * time.Duration(i) / buckets)
-		bars[i] = Bar{a, d, 100 - a - d, fmt.Sprintf("%s: %d allowed, %d denied", at.UTC().Format("15:04:05"), allow[i], deny[i])}
-	}
-	return bars
-}
-
-func size(n int64) string {
-	for _, u := range []struct {
-		unit string
-		of   int64
-	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
-		if n >= u.of {
-			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.of), u.unit)
-		}
-	}
-	return fmt.Sprintf("%d B", n)
+	return out
 }

@@ -1,6 +1,8 @@
 package report
 
 import (
+	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -26,11 +28,12 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := b.String()
-	for _, want := range []string{"<b>100</b>allowed", "<b>15</b>denied", "statsig.anthropic.com<td>/opt/claude<td>not in egress<td class=\"n\">14",
-		"api.anthropic.com<td class=\"n\">100<td class=\"n\">0<td class=\"n\">400.0 KiB<td class=\"n\">100.0 KiB", "<td class=\"n\">1000<td class=\"n\">200",
-		"refused<td>policy.yaml:3: unknown key", "&lt;script&gt;", ", 14 denied</title>"} {
-		if !strings.Contains(page, want) {
-			t.Errorf("the page lacks %q", want)
+	text := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(page, " ")), " ")
+	for _, want := range []string{"allowed 100 ", "denied 15 ", "statsig.anthropic.com telemetry tunnel /opt/claude not in egress 10:01:00 14 ",
+		"api.anthropic.com 100 0 400.0 KiB 100.0 KiB", "claude route/anthropic 100 1 000 200 0 0", "tokens 1 200 ",
+		"policy refused policy.yaml:3: unknown key", "&lt;script&gt;", ", 14 denied "} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
 	}
 	for _, never := range []string{"<script", "http://", "https://", "url(", "src="} {
@@ -44,6 +47,49 @@ func TestEmptyReport(t *testing.T) {
 	var r Report
 	var b strings.Builder
 	if err := r.Write(&b); err != nil || !strings.Contains(b.String(), "The audit is empty") {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
+// TestBounded: a report of very much is no bigger than one of much, and loses no count.
+func TestBounded(t *testing.T) {
+	start := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	var r Report
+	const n = 3 * maxKept
+	for i := range n {
+		at := start.Add(time.Duration(i) * time.Minute)
+		r.Add(policy.Event{Time: at, Event: "connect", Agent: fmt.Sprint("a", i), Decision: "deny", Host: fmt.Sprintf("h%d.example", i), Count: 2})
+		r.Add(policy.Event{Time: at, Event: "request", Decision: "allow", Host: fmt.Sprintf("h%d.example", i), Rule: fmt.Sprint(i), Tokens: &policy.Tokens{Input: 1}})
+		r.Add(policy.Event{Time: at, Event: "reload", Decision: "allow"})
+	}
+	for name, size := range map[string]int{"hosts": len(r.hosts), "denials": len(r.denials), "agents": len(r.agents), "tokens": len(r.tokens), "life": len(r.life)} {
+		if size > maxKept+1 || size < maxEvents {
+			t.Errorf("%d %s are kept", size, name)
+		}
+	}
+	if r.denials[denialKey{what: others}].Count != 2*(n-maxKept) || r.total.Count != 3*n || r.forgotten != n-maxEvents {
+		t.Errorf("counts are lost: %+v, %d, %d", r.denials[denialKey{what: others}], r.total.Count, r.forgotten)
+	}
+	var allow, deny int
+	for _, b := range r.times.bins {
+		allow, deny = allow+b.allow, deny+b.deny
+	}
+	if allow != n || deny != 2*n {
+		t.Errorf("the timeline has %d and %d of %d and %d", allow, deny, n, 2*n)
+	}
+	if c := r.times.chart(r.last, nil); c.Span != time.Hour || c.From.Minute() != 0 || len(c.Bars) != n/60 {
+		t.Errorf("%v from %v in %d bars", c.Span, c.From, len(c.Bars))
+	}
+}
+
+// TestClean: what is kept went through Clean.
+func TestClean(t *testing.T) {
+	r := Report{Clean: func(s string) string { return strings.ReplaceAll(s, "FAKE", "****") }}
+	for _, event := range []string{"request", "connect", "denied_lookup", "denied_packet", "reload"} {
+		r.Add(policy.Event{Time: time.Unix(1, 0), Event: event, Decision: "deny", Host: "FAKE.example", Method: "FAKE", Path: "/FAKE", Exe: "/FAKE", Reason: "FAKE", Address: "FAKE", Proto: "FAKE"})
+	}
+	var b strings.Builder
+	if err := r.Write(&b); err != nil || strings.Contains(b.String(), "FAKE") || !strings.Contains(b.String(), "****") {
 		t.Errorf("%v\n%s", err, b.String())
 	}
 }
