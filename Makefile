@@ -4,7 +4,7 @@ BINARY  := .build/exitgate
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.commit=$(COMMIT)
 
-.PHONY: build demo test race fuzz bench lint clean
+.PHONY: build demo test race fuzz bench bench-peers lint clean
 
 build: ## the one static binary
 	@mkdir -p .build
@@ -26,6 +26,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 bench: build ## figures, each beside its baseline in the same run
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) run ./integration/bench
+
+bench-peers: build ## the same beside nginx, haproxy, Apache, squid and others, as far as they are installed
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) run ./integration/bench -peers
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }

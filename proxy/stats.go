@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -19,6 +20,7 @@ type Stats struct {
 	Pooled     int       // idle upstream connections now
 	Pins       int       // pins not yet released
 	Panics     uint64    // recovered in a handler
+	Goroutines int       // of the whole process now
 }
 
 // AgentStats are one agent's connections and bytes.
@@ -56,6 +58,8 @@ func (s *Server) Stats() Stats {
 		Tunnels:  int(s.stats.tunnels.Load()),
 		Pins:     int(s.stats.pins.Load()),
 		Panics:   s.stats.panics.Load(),
+
+		Goroutines: runtime.NumGoroutine(),
 	}
 	if n := s.snap.Load(); n != nil {
 		out.Generation, out.Pooled = n.generation, n.pool.idleCount()

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"time"
 
 	"exitgate/integration/prober"
@@ -19,43 +20,68 @@ func (b *bench) boot() error {
 		return err
 	}
 	defer w.Close()
+	const fenced = "exitgate, self-test off: the whole ruleset in force"
+	t := newTable("boot", "Start: exec of PID 1 to the agent's first words", "nothing (the agent itself is PID 1)",
+		column{Name: "median", Unit: "ms", Format: "%.1f", Ratio: true, Brief: true}, column{Name: "low", Unit: "ms", Format: "%.1f"}, column{Name: "high", Unit: "ms", Format: "%.1f"})
+	samples := map[string][]time.Duration{}
+	var order []string
+	for range b.rounds * 3 {
+		for _, r := range b.inits() {
+			if samples[r.name] == nil {
+				order = append(order, r.name)
+			}
+			spoke, at, err := b.once(w, r.change)
+			if err != nil {
+				return fmt.Errorf("%s: %w", r.name, err)
+			}
+			samples[r.name] = append(samples[r.name], spoke)
+			if r.name == "exitgate, self-test off" {
+				samples[fenced] = append(samples[fenced], at)
+			}
+		}
+	}
+	for _, name := range append(order, fenced) {
+		low, high := samples[name][0], samples[name][0]
+		for _, d := range samples[name] {
+			t.add(name, "median", millis(d))
+			low, high = min(low, d), max(high, d)
+		}
+		t.add(name, "low", millis(low))
+		t.add(name, "high", millis(high))
+	}
+	b.show(t)
+	return nil
+}
+
+// starter is a way to run a program as PID 1's child.
+type starter struct {
+	name   string
+	change func(*rig.Config)
+}
+
+func (b *bench) inits() []starter {
 	hello := []string{rig.ProberPath, "do", prober.Probe{Op: "hello"}.Encode()}
-	plain := func(c *rig.Config) { c.Plain, c.Args = true, hello }
-	inited := func(c *rig.Config) { c.Plain, c.Args = true, append([]string{rig.ProberPath, "init"}, hello...) }
+	plain := func(before ...string) func(*rig.Config) {
+		return func(c *rig.Config) { c.Plain, c.Args = true, append(before, hello...) }
+	}
 	gated := func(selfTest string) func(*rig.Config) {
 		return func(c *rig.Config) {
 			c.Args, c.Env = append([]string{"run", "--"}, hello...), []string{"EXITGATE_SELF_TEST=" + selfTest}
 		}
 	}
-	rows := []struct {
-		*series
-		change func(*rig.Config)
-	}{
-		{&series{name: "nothing (the agent itself is PID 1)"}, plain},
-		{&series{name: "a bare init in Go"}, inited},
-		{&series{name: "exitgate, self-test off"}, gated("false")},
-		{&series{name: "exitgate, self-test on"}, gated("true")},
-	}
-	fence := &series{name: "exitgate, self-test off: the whole ruleset in force"}
-	for range b.rounds * 3 {
-		for _, r := range rows {
-			took, fenced, err := b.once(w, r.change)
-			if err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
-			}
-			r.add(millis(took))
-			if r.series == rows[2].series {
-				fence.add(millis(fenced))
-			}
+	all := []starter{{"nothing (the agent itself is PID 1)", plain()}}
+	for _, p := range []string{"/usr/bin/tini", "/usr/bin/catatonit", "/usr/bin/dumb-init"} {
+		if _, err := os.Stat(p); err == nil && b.withPeers {
+			all = append(all, starter{p[len("/usr/bin/"):], plain(p, "--")})
 		}
 	}
-	show("Start: exec of PID 1 to the agent's first words", "ms", "%.1f", rows[0].series, rows[1].series, rows[2].series, rows[3].series, fence)
-	return nil
+	return append(all, starter{"a bare init in Go", plain(rig.ProberPath, "init")},
+		starter{"exitgate, self-test off", gated("false")}, starter{"exitgate, self-test on", gated("true")})
 }
 
 // once starts a box and returns when its agent spoke, and when its ruleset was in force (0: it has none).
 func (b *bench) once(w *rig.World, change func(*rig.Config)) (spoke, fenced time.Duration, err error) {
-	cfg := rig.Config{World: w, Binary: b.binary, Policy: empty}
+	cfg := rig.Config{World: w, Binary: b.binary, Policy: empty, Uncaptured: true}
 	change(&cfg)
 	cfg.Fenced = !cfg.Plain
 	box, err := rig.Start(cfg)

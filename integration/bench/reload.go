@@ -15,31 +15,26 @@ import (
 // reload is the time from SIGHUP to the end of a busy connection to a host that the new policy lacks, in policies of several sizes of
 // which one host, or each, changes. All names are resolved beforehand.
 func (b *bench) reload() error {
-	var rows []*series
+	t := newTable("reload", "Reload: SIGHUP to a revoked host's connection cut", "",
+		column{Name: "1 changed", Unit: "ms", Format: "%.1f", Brief: true}, column{Name: "all changed", Unit: "ms", Format: "%.1f", Brief: true})
 	for n := 10; n <= b.hosts; n = next(n, b.hosts) {
 		for _, all := range []bool{false, true} {
-			what := "1 changed"
-			if all {
-				what = "all changed"
+			if err := b.reloads(t, n, all); err != nil {
+				return fmt.Errorf("%d hosts: %w", n, err)
 			}
-			s := &series{name: fmt.Sprintf("%d hosts, %s", n, what)}
-			if err := b.reloads(n, all, s); err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			rows = append(rows, s)
 		}
 		if n == b.hosts {
 			break
 		}
 	}
-	show("Reload: SIGHUP to a revoked host's connection cut", "ms", "%.1f", rows...)
+	b.show(t)
 	return nil
 }
 
 // next goes 10, 1000, the largest.
 func next(n, most int) int { return min(max(n*100, 1000), most) }
 
-func (b *bench) reloads(n int, all bool, s *series) error {
+func (b *bench) reloads(t *table, n int, all bool) error {
 	w, err := rig.NewWorld()
 	if err != nil {
 		return err
@@ -53,7 +48,7 @@ func (b *bench) reloads(n int, all bool, s *series) error {
 		w.DNS.Set(fmt.Sprintf("h%d.example.com", i), time.Hour, up.Addr4)
 	}
 	with, without := policies(n, all)
-	box, err := rig.Start(rig.Config{World: w, Binary: b.binary, Policy: with})
+	box, err := rig.Start(rig.Config{World: w, Binary: b.binary, Policy: with, Uncaptured: true})
 	if err != nil {
 		return err
 	}
@@ -68,7 +63,7 @@ func (b *bench) reloads(n int, all bool, s *series) error {
 		if err != nil {
 			return err
 		}
-		s.add(millis(took))
+		t.add(fmt.Sprintf("%d hosts", n), map[bool]string{false: "1 changed", true: "all changed"}[all], millis(took))
 		if err := box.SetPolicy(with); err != nil {
 			return err
 		}

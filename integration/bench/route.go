@@ -5,183 +5,188 @@ import (
 	"time"
 
 	"exitgate/integration/prober"
-	"exitgate/integration/rig"
 )
 
-const (
-	upstreamName = "api.example.com"
-	credential   = "sk-FAKE-bench-0123456789abcdef"
-	listener     = "127.0.0.1:8080"
-)
-
-const routePolicy = `version: 1
-agents:
-  - name: agent
-    limits:
-      connections: 4096
-credentials:
-  - name: api
-    from: file:/run/secrets/api
-    header: Authorization
-routes:
-  - name: api
-    path: /
-    upstream: https://api.example.com
-    credential: api
-    allow: [GET /**]
-`
-
-// candidate is one way to the upstream.
-type candidate struct {
-	name  string
-	box   *rig.Box
-	probe prober.Probe // address and TLS
-	host  string
+// base is the candidate that others are compared with: the fastest of the peers where there are any.
+func (b *bench) base() string {
+	if b.withPeers {
+		return "nginx"
+	}
+	return goPeer.name
 }
 
-// compare measures the route by exitgate, going direct, and the standard library's bare reverse proxy.
-func (b *bench) compare(measure func([]candidate) error) error {
-	w, err := rig.NewWorld()
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	up, err := w.HTTPS(upstreamName, rig.Server{})
-	if err != nil {
-		return err
-	}
-	all, err := b.candidates(w, up)
-	if err != nil {
-		return err
-	}
-	return measure(all)
-}
-
+// route is small requests over keep-alive connections.
 func (b *bench) route() error {
-	return b.compare(func(all []candidate) error {
-		for _, conns := range []int{1, 16, 64} {
-			if err := b.requests(all, conns); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-func (b *bench) sse() error {
-	return b.compare(func(all []candidate) error {
-		for _, s := range []struct{ streams, ms int }{{1, 5}, {16, 5}, {1000, 100}} {
-			if err := b.events(all, s.streams, s.ms); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-func (b *bench) candidates(w *rig.World, up *rig.Upstream) ([]candidate, error) {
-	hosts := up.Addr4.String() + " " + upstreamName + "\n"
-	serve := func(c *rig.Config) { c.Plain, c.Serve, c.Args = true, true, []string{rig.ProberPath, "serve"} }
-	direct, err := rig.Start(with(rig.Config{World: w, Hosts: hosts}, serve))
+	s, err := b.stage(reverse)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	bare, err := rig.Start(with(rig.Config{World: w, Hosts: hosts}, func(c *rig.Config) {
-		c.Plain, c.Serve = true, true
-		c.Args = []string{"/bin/sh", "-c", rig.ProberPath + " reverse " + listener + " https://" + upstreamName + " 'Bearer " + credential + "' & exec " + rig.ProberPath + " serve"}
-	}))
-	if err != nil {
-		return nil, err
-	}
-	gate, err := rig.Start(rig.Config{World: w, Binary: b.binary, Policy: routePolicy, Hosts: hosts,
-		Files: map[string]rig.File{"/run/secrets/api": {Data: credential, Mode: 0o400}}})
-	if err != nil {
-		return nil, err
-	}
-	all := []candidate{
-		{"direct", direct, prober.Probe{Address: up.Addr4.String() + ":443", ServerName: upstreamName}, upstreamName},
-		{"Go, ReverseProxy", bare, prober.Probe{Address: listener}, listener},
-		{"exitgate", gate, prober.Probe{Address: listener}, listener},
-	}
-	for _, c := range all {
-		if err := c.box.Agent().Ready(time.Minute); err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
-		}
-		if err := c.answers(); err != nil {
-			return nil, err
+	defer s.close()
+	t := newTable("route", "Reverse route with injection, 1 KiB answers", b.base())
+	for _, conns := range []int{1, 16, 64, 256} {
+		t.Columns = append(t.Columns, column{Name: fmt.Sprintf("%d conns: requests/s", conns), Format: "%.0f", Ratio: true, Brief: conns == 16 || conns == 256},
+			column{Name: fmt.Sprintf("%d: p50", conns), Unit: "us", Format: "%.0f", Brief: conns == 1}, column{Name: fmt.Sprintf("%d: p99", conns), Unit: "us", Format: "%.0f", Brief: conns == 16})
+		if conns == 1 || conns == 16 {
+			t.Columns = append(t.Columns, column{Name: fmt.Sprintf("%d: CPU/request", conns), Unit: "us", Format: "%.1f", Ratio: true, Brief: conns == 16},
+				column{Name: fmt.Sprintf("%d: switches", conns), Format: "%.2f"})
 		}
 	}
-	return all, nil
-}
-
-func with(c rig.Config, change func(*rig.Config)) rig.Config {
-	change(&c)
-	return c
-}
-
-// answers waits until a request gets through.
-func (c candidate) answers() error {
-	p := c.request("http", "/big?n=1024")
-	var r prober.Result
-	for range 100 {
-		if r = c.box.Agent().Do(p); r.Status == 200 {
-			return nil
+	t.Columns = append(t.Columns, column{Name: "64 KiB POST: requests/s", Format: "%.0f", Ratio: true}, column{Name: "64 KiB POST: CPU/request", Unit: "us", Format: "%.1f", Ratio: true})
+	for _, conns := range []int{1, 16, 64, 256} {
+		if err := s.turns(b.rounds, func(c *candidate) error { return b.requests(t, c, c.request("load", "/small", 0), conns) }); err != nil {
+			return err
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	return fmt.Errorf("%s: no answer: %s %s", c.name, r, r.Data)
+	if err := s.turns(b.rounds, func(c *candidate) error { return b.posts(t, c) }); err != nil {
+		return err
+	}
+	b.show(t)
+	return nil
 }
 
-func (c candidate) request(op, target string) prober.Probe {
-	p := c.probe
-	p.Op, p.Data = op, []byte("GET "+target+" HTTP/1.1\r\nHost: "+c.host+"\r\n\r\n")
+// window is how long a load runs in a round, after a quarter of that to warm up.
+func (b *bench) window(p prober.Probe) prober.Probe {
+	p.Every, p.Timeout = b.length/4, b.length
 	return p
 }
 
-// requests measures small answers over keep-alive connections.
-func (b *bench) requests(all []candidate, conns int) error {
-	rate, delay := columns(all), columns(all)
-	for range b.rounds {
-		for i, c := range all {
-			p := c.request("load", "/big?n=1024")
-			p.Connections, p.Every, p.Timeout = conns, 300*time.Millisecond, time.Second
-			r := c.box.Agent().Do(p)
-			if !r.OK() || r.Quantiles == nil {
-				return fmt.Errorf("%s: %s", c.name, r)
-			}
-			rate[i].add(float64(r.Count) / p.Timeout.Seconds())
-			delay[i].add(micros(r.Quantiles.P50))
-		}
+func (b *bench) requests(t *table, c *candidate, p prober.Probe, conns int) error {
+	p = b.window(p)
+	p.Connections = conns
+	r, used, err := c.measure(p)
+	if err != nil {
+		return err
 	}
-	show(fmt.Sprintf("Route, 1 KiB answers, %d connections: requests a second", conns), "1/s", "%.0f", rate...)
-	show(fmt.Sprintf("Route, 1 KiB answers, %d connections: p50", conns), "us", "%.0f", delay...)
+	of := fmt.Sprintf("%d: ", conns)
+	t.add(c.name, fmt.Sprintf("%d conns: requests/s", conns), float64(r.Count)/p.Timeout.Seconds())
+	t.add(c.name, of+"p50", micros(r.Quantiles.P50))
+	t.add(c.name, of+"p99", micros(r.Quantiles.P99))
+	if t.has(of+"CPU/request") && c.serves() {
+		t.add(c.name, of+"CPU/request", micros(used.cpu)/float64(r.Count))
+		t.add(c.name, of+"switches", float64(used.switches)/float64(r.Count))
+	}
 	return nil
 }
 
-// events measures the time from an event's sending to its arrival, one event each ms milliseconds a stream.
-func (b *bench) events(all []candidate, streams, ms int) error {
-	p50, p99 := columns(all), columns(all)
-	for range b.rounds {
-		for i, c := range all {
-			p := c.request("streams", fmt.Sprintf("/events?n=0&ms=%d", ms))
-			p.Connections, p.Every, p.Timeout = streams, time.Second+time.Duration(streams)*2*time.Millisecond, 2*time.Second
-			r := c.box.Agent().Do(p)
-			if !r.OK() || r.Quantiles == nil {
-				return fmt.Errorf("%s: %s", c.name, r)
-			}
-			p50[i].add(micros(r.Quantiles.P50))
-			p99[i].add(micros(r.Quantiles.P99))
-		}
+// posts are requests with a prompt's worth of body, on 16 connections.
+func (b *bench) posts(t *table, c *candidate) error {
+	const size = 64 << 10
+	p := b.window(c.request("transfer", "/small", size))
+	p.Connections, p.Size, p.Up = 16, size, true
+	r, used, err := c.measure(p)
+	if err != nil {
+		return err
 	}
-	title := fmt.Sprintf("Server-sent events, %d streams, one each %d ms", streams, ms)
-	show(title+": p50", "us", "%.0f", p50...)
-	show(title+": p99", "us", "%.0f", p99...)
+	t.add(c.name, "64 KiB POST: requests/s", float64(r.Count)/p.Timeout.Seconds())
+	if c.serves() {
+		t.add(c.name, "64 KiB POST: CPU/request", micros(used.cpu)/float64(r.Count))
+	}
 	return nil
 }
 
-func columns(all []candidate) (s []*series) {
-	for _, c := range all {
-		s = append(s, &series{name: c.name})
+// forwarded is plain http in absolute form.
+func (b *bench) forwarded() error {
+	s, err := b.stage(forward)
+	if err != nil {
+		return err
 	}
-	return s
+	defer s.close()
+	t := newTable("forward", "Forward proxy, plain http, 1 KiB answers", goPeer.name,
+		column{Name: "16 conns: requests/s", Format: "%.0f", Ratio: true, Brief: true}, column{Name: "16: p50", Unit: "us", Format: "%.0f"}, column{Name: "16: p99", Unit: "us", Format: "%.0f"},
+		column{Name: "16: CPU/request", Unit: "us", Format: "%.1f", Ratio: true, Brief: true}, column{Name: "16: switches", Format: "%.2f"})
+	if err := s.turns(b.rounds, func(c *candidate) error { return b.requests(t, c, c.absolute(s, "load"), 16) }); err != nil {
+		return err
+	}
+	b.show(t)
+	return nil
 }
+
+// sse is the time from an event's sending by the upstream to its arrival at the agent.
+func (b *bench) sse() error {
+	s, err := b.stage(reverse)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	t := newTable("sse", "Server-sent events of 220 bytes, from sending to arrival", b.base())
+	loads := []struct{ streams, ms int }{{1, 5}, {16, 5}, {1000, 100}}
+	for _, l := range loads {
+		of := fmt.Sprintf("%d x %d/s: ", l.streams, 1000/l.ms)
+		t.Columns = append(t.Columns, column{Name: of + "p50", Unit: "us", Format: "%.0f", Brief: l.streams > 1}, column{Name: of + "p99", Unit: "us", Format: "%.0f", Brief: l.streams > 16},
+			column{Name: of + "CPU/event", Unit: "us", Format: "%.1f", Ratio: true, Brief: l.streams > 16})
+	}
+	t.Columns = append(t.Columns, column{Name: "1000: RSS", Unit: "MiB", Format: "%.0f", Ratio: true, Brief: true})
+	for _, l := range loads {
+		if err := s.turns(b.rounds, func(c *candidate) error { return b.events(t, c, "/events", l.streams, l.ms) }); err != nil {
+			return err
+		}
+	}
+	b.show(t)
+	return nil
+}
+
+func (b *bench) events(t *table, c *candidate, path string, streams, ms int) error {
+	p := b.window(c.request("streams", fmt.Sprintf("%s?ms=%d&n={n}&of=%d", path, ms, streams), 0))
+	p.Connections = streams
+	p.Timeout = max(p.Timeout, time.Second)
+	r, used, err := c.measure(p)
+	if err != nil {
+		return err
+	}
+	of := fmt.Sprintf("%d x %d/s: ", streams, 1000/ms)
+	t.add(c.name, of+"p50", micros(r.Quantiles.P50))
+	t.add(c.name, of+"p99", micros(r.Quantiles.P99))
+	if !c.serves() {
+		return nil
+	}
+	t.add(c.name, of+"CPU/event", micros(used.cpu)/float64(r.Count))
+	if streams == 1000 {
+		t.add(c.name, "1000: RSS", float64(used.rss)/(1<<20))
+	}
+	return nil
+}
+
+const bulk = 64 << 20
+
+// bodies is 64 MiB down and up through the route.
+func (b *bench) bodies() error {
+	s, err := b.stage(reverse)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	t := newTable("bodies", "Bodies of 64 MiB through the route", "direct",
+		column{Name: "down", Unit: "MiB/s", Format: "%.0f", Ratio: true, Brief: true}, column{Name: "down: CPU", Unit: "s/GiB", Format: "%.2f", Brief: true},
+		column{Name: "up", Unit: "MiB/s", Format: "%.0f", Ratio: true, Brief: true}, column{Name: "up: CPU", Unit: "s/GiB", Format: "%.2f", Brief: true})
+	err = s.turns(b.rounds, func(c *candidate) error {
+		down, up := c.request("transfer", fmt.Sprintf("/bytes?n=%d", bulk), 0), c.request("transfer", "/upload", bulk)
+		up.Up = true
+		if err := b.transfer(t, c, "down", down); err != nil {
+			return err
+		}
+		return b.transfer(t, c, "up", up)
+	})
+	if err != nil {
+		return err
+	}
+	b.show(t)
+	return nil
+}
+
+// transfer adds a direction's rate and CPU. The window is longer than that of small requests, for a sample is a whole body.
+func (b *bench) transfer(t *table, c *candidate, name string, p prober.Probe) error {
+	p.Size, p.Every, p.Timeout = bulk, 0, 2*b.length
+	r, used, err := c.measure(p)
+	if err != nil {
+		return err
+	}
+	t.add(c.name, name, bulk/float64(1<<20)/r.Quantiles.P50.Seconds())
+	if c.serves() {
+		// The last body began within the window and ended after it, as the first one, which is not counted, ended within.
+		t.add(c.name, name+": CPU", used.cpu.Seconds()/(float64(r.Count)*bulk/(1<<30)))
+	}
+	return nil
+}
+
+// serves reports whether there is a server to account for.
+func (c *candidate) serves() bool { return c.name != "direct" }

@@ -2,6 +2,8 @@ package prober
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -23,21 +25,58 @@ func initMain(argv []string) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-// reverseMain is a bare reverse proxy of the standard library with a credential and nothing else, a baseline.
+// reverseMain is a bare proxy of the standard library, a baseline: a credential and nothing else towards the upstream, absolute-form http
+// and CONNECT to wherever the client says.
 func reverseMain(listen, upstream, authorization string) int {
 	to, err := url.Parse(upstream)
 	if err == nil {
-		err = http.ListenAndServe(listen, &httputil.ReverseProxy{
-			FlushInterval: -1, BufferPool: &buffers{},
+		transport := &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}
+		proxy := &httputil.ReverseProxy{
+			FlushInterval: -1, BufferPool: &buffers{}, Transport: transport,
 			Rewrite: func(r *httputil.ProxyRequest) {
+				if r.In.URL.IsAbs() {
+					return
+				}
 				r.SetURL(to)
 				r.Out.Header.Set("Authorization", authorization)
 			},
-			Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true},
-		})
+		}
+		err = http.ListenAndServe(listen, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodConnect {
+				tunnel(w, r.Host)
+				return
+			}
+			proxy.ServeHTTP(w, r)
+		}))
 	}
 	fmt.Fprintln(os.Stderr, "prober:", err)
 	return 1
+}
+
+// tunnel copies both ways between TCP connections, which the library does by splice.
+func tunnel(w http.ResponseWriter, to string) {
+	up, err := net.Dial("tcp", to)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer up.Close()
+	down, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer down.Close()
+	if _, err := io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		return
+	}
+	var back sync.WaitGroup
+	back.Go(func() {
+		io.Copy(down, up)
+		down.(*net.TCPConn).CloseWrite()
+	})
+	io.Copy(up, down)
+	up.(*net.TCPConn).CloseWrite()
+	back.Wait()
 }
 
 type buffers struct{ pool sync.Pool }

@@ -3,7 +3,7 @@
 //	prober serve     reads probes as JSON lines on standard input, runs each at once, writes results as JSON lines
 //	prober do JSON   runs one probe, prints its results; - in place of JSON: it comes by standard input
 //	prober init COMMAND ARGS                           a bare init, for comparison
-//	prober reverse LISTEN UPSTREAM AUTHORIZATION       a bare reverse proxy, for comparison
+//	prober reverse LISTEN UPSTREAM AUTHORIZATION       a bare proxy, for comparison: reverse, and CONNECT to anywhere
 //
 // A result names what was seen, not what was hoped for: the errno by its name, the time it took, the bytes that came. The operations:
 //
@@ -21,6 +21,9 @@
 //	flood                          connects, sends or listens (Network tcp, udp, listen) at each of Addresses in turn until Timeout, and
 //	                               counts outcomes by address and errno
 //	load, streams                  repeat a request, or read server-sent events, on Connections for Timeout after Every to warm up; quantiles
+//	transfer                       the same with Size bytes, down or Up, after the request Data; Raw: without HTTP around them
+//	pingpong, tunnels              the same with one byte each way, on one connection, or on a new one each time
+//	idle                           hold Connections, each after one answer, until Timeout
 //
 // What it does not do: it judges nothing, and depends on no program or library of the box.
 package prober
@@ -57,6 +60,11 @@ type Probe struct {
 	HTTP2       bool          `json:"http2,omitempty"`   // TLS offers h2; only the handshake is of use then
 	Keep        bool          `json:"keep,omitempty"`    // http: read to the end of the connection, not of the first answer
 	Connections int           `json:"connections,omitempty"`
+	Size        int64         `json:"size,omitempty"`  // transfer
+	Up          bool          `json:"up,omitempty"`    // transfer: towards the server
+	Raw         bool          `json:"raw,omitempty"`   // transfer: no HTTP
+	Rate        int           `json:"rate,omitempty"`  // load: requests a second, of all connections together; default: as many as go
+	Pause       time.Duration `json:"pause,omitempty"` // pingpong: between two
 	Domain      int           `json:"domain,omitempty"`
 	Type        int           `json:"type,omitempty"`
 	Protocol    int           `json:"protocol,omitempty"`
@@ -136,6 +144,11 @@ var ops = map[string]func(Probe, emit) Result{
 	"flood":   flood,
 	"load":    load,
 	"streams": streams,
+
+	"transfer": transfer,
+	"pingpong": pingpong,
+	"tunnels":  tunnels,
+	"idle":     idle,
 }
 
 // Run runs one probe; results before the last go to more.

@@ -58,6 +58,7 @@ type Config struct {
 	Hosts        string          // added to /etc/hosts
 	Plain        bool            // Args is the whole command line, and the program under test is not started by itself
 	Serve        bool            // with Args: they end in `prober serve`, so Agent works
+	Uncaptured   bool            // no Capture: a copy of each packet would be part of what a benchmark measures
 }
 
 // Box is a running container in all but name.
@@ -143,8 +144,10 @@ func (b *Box) start() error {
 	if b.Wire, err = newWire(b.PID); err != nil {
 		return err
 	}
-	if b.capture, err = newCapture(b.Wire.index); err != nil {
-		return err
+	if !b.cfg.Uncaptured {
+		if b.capture, err = newCapture(b.Wire.index); err != nil {
+			return err
+		}
 	}
 	if b.cfg.Fenced {
 		if b.Fenced, err = watchRuleset(b.PID); err != nil {

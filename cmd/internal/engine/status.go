@@ -83,6 +83,7 @@ type ProxyStatus struct {
 	Generation uint64 `json:"generation"`
 	Restarts   int    `json:"restarts"`
 	LastEnd    string `json:"last_end,omitempty"`
+	Goroutines int    `json:"goroutines,omitempty"` // at its last sign of life
 }
 
 // DriftStatus counts foreign changes of the table.
@@ -102,7 +103,7 @@ type snapshot struct {
 func (k *keeper) snapshot() snapshot {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := snapshot{ProxyStatus{Generation: k.applied, Restarts: k.restarts, LastEnd: k.lastEnd}, k.stats}
+	s := snapshot{ProxyStatus{Generation: k.applied, Restarts: k.restarts, LastEnd: k.lastEnd, Goroutines: k.stats.Goroutines}, k.stats}
 	if k.process != nil {
 		s.PID = k.process.PID()
 	}
