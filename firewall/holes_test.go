@@ -314,6 +314,35 @@ func TestHoleImpostor(t *testing.T) {
 	}
 }
 
+// A refusal is an ICMP error with the refused packet in it, sent to the packet's source. IPV6_FREEBIND lets anybody name any source: the
+// refusal itself would take the agent's data to a place of its choice.
+func TestHoleRefusalToChosenSource(t *testing.T) {
+	t.Parallel()
+	f := newFence(t, usual())
+	const freebind = 78 // IPV6_FREEBIND
+	f.hole(func(rs *Ruleset) {
+		c := rs.chain("out_net")
+		for i, r := range c.Rules {
+			if r.String() == "meta skuid 0 goto deny_root" {
+				c.Rules = slices.Insert(c.Rules, i+1, rule(protos(unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6), state("related"), accept))
+				return
+			}
+		}
+		t.Fatal("no such rule")
+	}, func() bool {
+		f.tap.reset()
+		fd := f.agent.socket("udp6", "")
+		defer f.agent.do(call{Op: "close", FD: fd})
+		f.agent.must(call{Op: "setsockopt", FD: fd, Level: unix.IPPROTO_IPV6, Option: freebind, N: 1})
+		f.agent.must(call{Op: "bind", FD: fd, Addr: "[" + otherIP6 + "]:0"})
+		f.agent.do(call{Op: "sendto", FD: fd, Addr: "[" + allowedIP6 + "]:443", Data: []byte("smuggled data")})
+		f.tap.arrived()
+		f.tap.mu.Lock()
+		defer f.tap.mu.Unlock()
+		return to(f.tap.seen, otherIP6) > 0
+	})
+}
+
 func isNotProxy(s Statement) bool {
 	m, ok := s.(match)
 	return ok && m.field == metaSkgid
