@@ -35,7 +35,7 @@ type Counter struct{ Packets, Bytes uint64 }
 // What a caller may branch on.
 var (
 	// ErrNotPermitted: the process lacks CAP_NET_ADMIN.
-	ErrNotPermitted = errors.New("programming nftables is not permitted: run with --cap-add NET_ADMIN")
+	ErrNotPermitted = errors.New("programming nftables is not permitted; run with --cap-add NET_ADMIN")
 	// ErrUnsupported: the kernel has no nftables, or lacks a part the table needs.
 	ErrUnsupported = errors.New("this kernel has no usable nftables (nf_tables with inet, ct, reject and counter support, Linux 5.10 or newer): load the modules or use another kernel")
 	// ErrOwned: another process owns the table.

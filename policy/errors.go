@@ -174,8 +174,9 @@ func suggest(word string, known []string) string {
 	return "accepted: " + oneOf(known)
 }
 
-// nearest is the known word that a slip of the fingers turns into word, or "".
-// A third of the letters may be wrong, at least one.
+// nearest is the known word that a slip of the fingers turns into word, or the
+// one that word is the beginning of, or "". A third of the letters may be
+// wrong, at least one.
 func nearest(word string, known []string) string {
 	const longest = 64
 	if word == "" || len(word) > longest {
@@ -188,6 +189,16 @@ func nearest(word string, known []string) string {
 		}
 		if d := distance(word, k, least); d < least && d < len(word) {
 			best, least = k, d
+		}
+	}
+	if best == "" && len(word) >= 3 {
+		for _, k := range known {
+			if strings.HasPrefix(k, word) {
+				if best != "" {
+					return ""
+				}
+				best = k
+			}
 		}
 	}
 	return best

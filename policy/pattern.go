@@ -109,6 +109,9 @@ func (p *Pattern) parsePath(path string) error {
 	if strings.Contains(path, "://") {
 		return faultf("write what follows the host, such as /v1/models", "a pattern holds a path, not a URL")
 	}
+	if strings.ContainsAny(path, `^|[]\`) || strings.HasPrefix(path, "(") || strings.HasSuffix(path, "$") {
+		return faultf("write `*` for one segment of a path and `**` for any number, such as /v1/models/*", "a pattern is no regular expression")
+	}
 	if !strings.HasPrefix(path, "/") {
 		return faultf("write /"+path, "the path has no leading slash")
 	}

@@ -50,7 +50,7 @@ func (env *environment) check(path string, strict, asJSON bool) error {
 	p, err := env.loadPolicy(path)
 	var warnings []*policy.Error
 	if p != nil {
-		warnings = p.Warnings()
+		warnings = append(p.Warnings(), p.Expired(env.now())...)
 	}
 	ok := err == nil && (!strict || len(warnings) == 0)
 	if asJSON {

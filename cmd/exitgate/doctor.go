@@ -182,7 +182,7 @@ func (env *environment) checkPolicy() []finding {
 		return []finding{{"warn", "no policy to look at: " + first, "`exitgate check` tells more"}}
 	}
 	out := []finding{ok("policy %s", env.settings.Policy)}
-	for _, w := range p.Warnings() {
+	for _, w := range append(p.Warnings(), p.Expired(env.now())...) {
 		out = append(out, finding{"warn", w.Error(), ""})
 	}
 	for _, c := range p.Credentials {

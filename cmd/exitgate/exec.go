@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -66,9 +67,18 @@ func without(env []string, names ...string) []string {
 
 // call asks the running gate. Where none runs the exit code is 125.
 func (env *environment) call(name string, q url.Values, out any) error {
-	err := control.Client{Path: env.settings.Control}.Call(context.Background(), name, q, out)
+	return whereItRuns(env.ask(name, q, out))
+}
+
+// ask is call for those who have something better to say where nothing runs.
+func (env *environment) ask(name string, q url.Values, out any) error {
+	return control.Client{Path: env.settings.Control}.Call(context.Background(), name, q, out)
+}
+
+// whereItRuns adds to the error of a call that nobody answers what to do about that.
+func whereItRuns(err error) error {
 	if errors.Is(err, control.ErrNotRunning) {
-		return exitError{code: exitOurs, err: err}
+		return ours(fmt.Errorf("%w; start one with `exitgate run`, or ask where it runs: `docker exec CONTAINER exitgate ...`", err))
 	}
 	return err
 }

@@ -124,7 +124,7 @@ func (env *environment) explainLive(agent string, words []string) (a answer, err
 	if err != nil {
 		return a, exitError{code: exitUsage, err: err}
 	}
-	err = env.call("explain", url.Values{"agent": {agent}, "word": words}, &a)
+	err = env.ask("explain", url.Values{"agent": {agent}, "word": words}, &a)
 	if errors.Is(err, control.ErrNotRunning) {
 		err = ours(fmt.Errorf("%w; name the policy file in front to ask about that: exitgate explain policy.yaml %s", err, strings.Join(words, " ")))
 	}

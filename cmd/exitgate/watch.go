@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -31,11 +30,8 @@ func newWatchCommand(env *environment) *cobra.Command {
 // watch prints until the gate ends.
 func (env *environment) watch(asJSON, denied bool) error {
 	stream, err := control.Client{Path: env.settings.Control}.Open(context.Background(), "watch", nil)
-	if errors.Is(err, control.ErrNotRunning) {
-		return ours(err)
-	}
 	if err != nil {
-		return err
+		return whereItRuns(err)
 	}
 	defer stream.Close()
 	lines := bufio.NewScanner(stream)

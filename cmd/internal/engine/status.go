@@ -197,7 +197,7 @@ func (e *Engine) policyStatus(s *Status, proxy snapshot) {
 		}
 		s.Credentials = append(s.Credentials, cs)
 	}
-	for _, w := range p.Warnings() {
+	for _, w := range append(p.Warnings(), p.Expired(e.Now())...) {
 		s.Warnings = append(s.Warnings, w.Error())
 	}
 }

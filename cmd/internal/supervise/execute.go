@@ -38,7 +38,7 @@ func execute(argv, env []string) error {
 	if name == "" {
 		return fmt.Errorf("%w: its name is empty", ErrNotFound)
 	}
-	found := fmt.Errorf("%w: %q is not in the agent's PATH (%s)", ErrNotFound, name, searchPath(env))
+	found := fmt.Errorf("%w: %q is not in the agent's PATH (%s); install it, or write its whole path", ErrNotFound, name, searchPath(env))
 	if strings.Contains(name, "/") {
 		found = fmt.Errorf("%w: %q", ErrNotFound, name)
 	}
