@@ -4,7 +4,7 @@ BINARY  := .build/exitgate
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.commit=$(COMMIT)
 
-.PHONY: build demo test race fuzz bench bench-peers lint clean
+.PHONY: build demo test attack race fuzz bench bench-peers lint clean
 
 build: ## the one static binary
 	@mkdir -p .build
@@ -15,6 +15,9 @@ demo: build ## the main job for real: an agent fenced in its own namespaces, on 
 
 test: build lint ## everything, as root, in namespaces that the tests make
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 ./...
+
+attack: build ## every way out, up and in that we know of, as a table: case, road, expected, seen, control
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 -v ./integration/attack
 
 race: ## the same packages under the race detector
 	$(GO) test -race -count=1 $$($(GO) list ./... | grep -v integration)

@@ -12,8 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"exitgate/integration/rig"
@@ -26,7 +24,7 @@ func TestMain(m *testing.M) {
 	rig.Main()
 	inside, code, err := rig.Enter()
 	if err == nil && inside {
-		if binary, err = build(); err == nil {
+		if binary, err = rig.Binary(); err == nil {
 			os.Exit(m.Run())
 		}
 	}
@@ -38,19 +36,4 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(code)
-}
-
-// build takes the binary from EXITGATE_BINARY, or builds it into the scratch directory that goes with the namespaces.
-func build() (string, error) {
-	if path := os.Getenv("EXITGATE_BINARY"); path != "" {
-		return filepath.Abs(path)
-	}
-	path := filepath.Join(os.TempDir(), "exitgate")
-	cmd := exec.Command("go", "build", "-o", path, "../cmd/exitgate")
-	// The namespaces have no way to a module proxy; what is needed is in the module cache since the test itself was built.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build exitgate: %w\n%s", err, out)
-	}
-	return path, nil
 }

@@ -80,6 +80,10 @@ func socket(p Probe, _ emit) (r Result) {
 			return r
 		}
 	}
+	if err := prepare(fd, p); err != nil {
+		r.fail("option", err)
+		return r
+	}
 	if p.Address == "" {
 		return r
 	}
@@ -88,7 +92,13 @@ func socket(p Probe, _ emit) (r Result) {
 		r.fail("address", err)
 		return r
 	}
-	if p.Type == unix.SOCK_STREAM {
+	if p.Method == "uring" {
+		if err := uringConnect(fd, to); err != nil {
+			r.fail("connect", err)
+		}
+		return r
+	}
+	if p.Type == unix.SOCK_STREAM && p.Flags == 0 {
 		err = unix.Connect(fd, to)
 		if errors.Is(err, unix.EINPROGRESS) {
 			err = established(fd, p.Timeout)
@@ -98,7 +108,7 @@ func socket(p Probe, _ emit) (r Result) {
 		}
 		return r
 	}
-	if err := unix.Sendto(fd, p.Data, 0, to); err != nil {
+	if err := transmit(fd, p, to); err != nil {
 		r.fail("sendto", err)
 		return r
 	}
@@ -129,7 +139,15 @@ func sockaddr(p Probe) (unix.Sockaddr, error) {
 	if at.Addr().Is4() && p.Domain == unix.AF_INET {
 		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
 	}
-	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}, nil
+	to := &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	if zone := at.Addr().Zone(); zone != "" {
+		link, err := net.InterfaceByName(zone)
+		if err != nil {
+			return nil, err
+		}
+		to.ZoneId = uint32(link.Index)
+	}
+	return to, nil
 }
 
 func established(fd int, limit time.Duration) error {
@@ -175,7 +193,11 @@ func listen(p Probe, more emit) (r Result) {
 	if p.Network == "udp" {
 		return listenUDP(p, more)
 	}
-	l, err := net.Listen("tcp", p.Address)
+	network := p.Network
+	if network == "" {
+		network = "tcp"
+	}
+	l, err := net.Listen(network, p.Address)
 	if err != nil {
 		r.fail("listen", err)
 		return r

@@ -9,7 +9,10 @@
 //
 //	hello                          answers
 //	tcp, udp                       connect, send Data, read what comes (Read bytes at most; 0: only connect)
-//	socket                         socket(Domain, Type, Protocol), then sendto Address with Data: ICMP, raw, packet, SCTP, vsock ...
+//	socket                         socket(Domain, Type, Protocol), Options, then sendto Address with Data: ICMP, raw, packet, SCTP, vsock ...
+//	unix                           connect to a unix socket: a path, or @NAME for an abstract one
+//	sweep                          connect to every port of Address (a bare address); counts outcomes by errno
+//	call                           a system call by name (Call) upon a process (PID): ptrace, pidfd_getfd, unshare_user ...
 //	http                           dial, CONNECT to Tunnel if set, TLS to ServerName if set, send Data, read the answer
 //	hold                           as http without an answer or tcp: keep sending Data every Every until it fails; one result when up, one at the end
 //	connect                        CONNECT to Tunnel, and no more
@@ -48,7 +51,7 @@ type Probe struct {
 	Op          string        `json:"op"`
 	Address     string        `json:"address,omitempty"` // HOST:PORT with a literal host, or a path for read and write
 	Addresses   []string      `json:"addresses,omitempty"`
-	Network     string        `json:"network,omitempty"` // flood: tcp (default), udp or listen; listen: tcp (default) or udp
+	Network     string        `json:"network,omitempty"` // flood: tcp (default), udp or listen; listen: tcp (default), udp or unix
 	Local       string        `json:"local,omitempty"`   // address to bind before connecting
 	Data        []byte        `json:"data,omitempty"`
 	Read        int           `json:"read,omitempty"`
@@ -68,7 +71,18 @@ type Probe struct {
 	Domain      int           `json:"domain,omitempty"`
 	Type        int           `json:"type,omitempty"`
 	Protocol    int           `json:"protocol,omitempty"`
-	Mark        int           `json:"mark,omitempty"` // socket: SO_MARK to try first
+	Mark        int           `json:"mark,omitempty"`    // socket: SO_MARK to try first
+	Options     []Option      `json:"options,omitempty"` // socket: options to set first
+	Flags       int           `json:"flags,omitempty"`   // socket: of the sending call
+	Method      string        `json:"method,omitempty"`  // socket: sendto (default), sendmsg, sendmmsg, uring
+	Call        string        `json:"call,omitempty"`    // call: which
+	PID         int           `json:"pid,omitempty"`     // call: upon whom
+}
+
+// Option is a socket option: Data where it is there, else Value as an int.
+type Option struct {
+	Level, Name, Value int
+	Data               []byte
 }
 
 // Encode is the probe as one line of JSON.
@@ -149,6 +163,9 @@ var ops = map[string]func(Probe, emit) Result{
 	"pingpong": pingpong,
 	"tunnels":  tunnels,
 	"idle":     idle,
+	"call":     systemCall,
+	"unix":     unixConnect,
+	"sweep":    sweep,
 }
 
 // Run runs one probe; results before the last go to more.

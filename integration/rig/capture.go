@@ -152,6 +152,15 @@ func (c *Capture) Flows() map[Flow]int {
 	return got
 }
 
+// Link is the link housekeeping that Flows leaves out, which can carry data too: a listener report names any group, a solicitation any address.
+func (c *Capture) Link() map[Flow]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got := maps.Clone(c.flows)
+	maps.DeleteFunc(got, func(f Flow, _ int) bool { return !f.housekeeping() })
+	return got
+}
+
 // To is how many packets arrived for an address; port 0: any port.
 func (c *Capture) To(dst netip.Addr, port uint16) int {
 	n := 0

@@ -38,6 +38,9 @@ func newWire(pid int) (*Wire, error) {
 	if err := setUp(&netlink.Handle{}, outer, w.gate4, w.gate6); err != nil {
 		return nil, errors.Join(err, w.cut())
 	}
+	if err := addAddress(netlink.AddrAdd, outer, netip.PrefixFrom(Gate6Link, 64)); err != nil {
+		return nil, errors.Join(err, w.cut())
+	}
 	if err := w.setUpInside(pid); err != nil {
 		return nil, errors.Join(fmt.Errorf("inside the box: %w", err), w.cut())
 	}
@@ -111,3 +114,9 @@ func (w *Wire) Box6() netip.Addr { return w.box6 }
 
 // Gate4 is the internet's end of the wire, the box's gateway.
 func (w *Wire) Gate4() netip.Addr { return w.gate4 }
+
+// Gate6Link is the link-local address of every box's gateway.
+var Gate6Link = netip.MustParseAddr("fe80::1")
+
+// Gate6 is the gateway's IPv6 address; the whole /64 around it is on the box's link.
+func (w *Wire) Gate6() netip.Addr { return w.gate6 }
