@@ -50,25 +50,21 @@ type proxyProcess struct {
 	serving map[wire.Listener]net.Listener
 }
 
-// configure applies one generation. The policy is loaded from the same bytes by the same function as in PID 1.
-func (p *proxyProcess) configure(c *wire.Configure, files []*os.File) (string, error) {
+// configure applies one generation.
+func (p *proxyProcess) configure(c *wire.Configure, loaded *policy.Policy, files []*os.File) error {
 	defer func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}()
-	loaded, err := policy.Load(c.File, c.Policy)
-	if err != nil {
-		return "", err
-	}
 	config := proxy.Config{Policy: loaded, Generation: c.Generation, Secrets: make(map[string]proxy.Secret), Retired: c.Retired}
 	for name, s := range c.Secrets {
 		config.Secrets[name] = proxy.Secret{Value: s.Value, Broken: s.Broken}
 	}
 	if err := p.server.Configure(config); err != nil {
-		return "", err
+		return err
 	}
-	return loaded.Digest(), p.listen(c.Listeners, files)
+	return p.listen(c.Listeners, files)
 }
 
 // listen serves the listeners that are new and closes those that are gone. All of them are handed over each time.

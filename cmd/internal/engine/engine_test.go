@@ -69,8 +69,8 @@ func (w *world) spawn(guest *os.File) (Process, error) {
 	w.mu.Unlock()
 	go func() {
 		_ = g.Serve(wire.Commands{
-			Configure: func(c *wire.Configure, files []*os.File) (string, error) {
-				return p.configure(server, c, files, refuse)
+			Configure: func(c *wire.Configure, loaded *policy.Policy, files []*os.File) error {
+				return p.configure(server, c, loaded, files, refuse)
 			},
 			Stats: server.Stats,
 			Drain: func() { conn.Close() },
@@ -84,22 +84,21 @@ func (w *world) spawn(guest *os.File) (Process, error) {
 	return p, nil
 }
 
-func (p *process) configure(s *proxy.Server, c *wire.Configure, files []*os.File, refuse bool) (string, error) {
-	loaded, err := policy.Load(c.File, c.Policy)
-	if err != nil || refuse && c.Generation > 1 {
-		return "", errors.New("refused")
+func (p *process) configure(s *proxy.Server, c *wire.Configure, loaded *policy.Policy, files []*os.File, refuse bool) error {
+	if refuse && c.Generation > 1 {
+		return errors.New("refused")
 	}
 	config := proxy.Config{Policy: loaded, Generation: c.Generation, Secrets: make(map[string]proxy.Secret)}
 	for name, v := range c.Secrets {
 		config.Secrets[name] = proxy.Secret{Value: v.Value, Broken: v.Broken}
 	}
 	if err := s.Configure(config); err != nil {
-		return "", err
+		return err
 	}
 	for i, name := range c.Listeners {
 		l, err := wire.Listen(files[i])
 		if err != nil {
-			return "", err
+			return err
 		}
 		if p.links[name] != nil {
 			l.Close()
@@ -108,7 +107,7 @@ func (p *process) configure(s *proxy.Server, c *wire.Configure, files []*os.File
 		p.links[name] = l
 		go s.Serve(name.Agent, l)
 	}
-	return loaded.Digest(), nil
+	return nil
 }
 
 func duplicate(f *os.File) (*os.File, error) {

@@ -142,7 +142,7 @@ func (k *keeper) configure(host *wire.Host, g *generation) error {
 	ctx, cancel := context.WithTimeout(k.ctx, applyTimeout)
 	defer cancel()
 	names, sockets := k.engine.handover(g.policy)
-	message := &wire.Configure{Generation: g.number, File: g.policy.File, Policy: g.data, Listeners: names,
+	message := &wire.Configure{Generation: g.number, Draft: wire.Draft{File: g.policy.File, Text: g.data}, Listeners: names,
 		Secrets: make(map[string]wire.Secret)}
 	for name, s := range g.secrets {
 		message.Secrets[name] = wire.Secret{Value: s.Value.Reveal(), Broken: s.Broken}
@@ -162,6 +162,17 @@ func (k *keeper) configure(host *wire.Host, g *generation) error {
 	k.mu.Unlock()
 	k.engine.changed()
 	return nil
+}
+
+// draft gives the proxy a head start with a policy that may come into force, and does not wait. What goes wrong shows
+// when it does.
+func (k *keeper) draft(file string, text []byte) {
+	k.mu.Lock()
+	host := k.host
+	k.mu.Unlock()
+	if host != nil {
+		go func() { _ = host.Draft(wire.Draft{File: file, Text: text}) }()
+	}
 }
 
 // died clears what the dead process held and tells.

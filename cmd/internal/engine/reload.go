@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,10 +41,10 @@ func (e *Engine) Reload(ctx context.Context, cause string) (ReloadResult, error)
 	case g.policy.Digest() == old.policy.Digest():
 		result.Unchanged = true
 	default:
-		result.Widens, result.Narrows = texts(policy.Diff(old.policy, g.policy))
 		if err = e.commit(ctx, old, g); err == nil {
 			result.Generation, result.Digest = g.number, g.policy.Digest()
 		}
+		result.Widens, result.Narrows = texts(policy.Diff(old.policy, g.policy)) // now, not before: it is in force without
 	}
 	result.OK = err == nil
 	result.Errors = lines(err)
@@ -60,6 +61,10 @@ func (e *Engine) prove(old *generation) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if old != nil && bytes.Equal(data, old.data) {
+		return old, nil
+	}
+	e.proxy.draft(e.PolicyFile, data)
 	p, err := policy.Load(e.PolicyFile, data)
 	if err != nil {
 		return nil, err
@@ -127,12 +132,8 @@ func (e *Engine) tell(r ReloadResult) {
 		event.Reason = "the policy is unchanged"
 	default:
 		event.Reason = fmt.Sprintf("generation %d: %d changes widen, %d narrow", r.Generation, len(r.Widens), len(r.Narrows))
-		for _, line := range r.Widens {
-			e.Log("reload: + %s", line)
-		}
-		for _, line := range r.Narrows {
-			e.Log("reload: - %s", line)
-		}
+		e.logChanges("+", r.Widens)
+		e.logChanges("-", r.Narrows)
 	}
 	e.metrics.reloaded(r.OK, r.Time)
 	e.mu.Lock()
@@ -140,6 +141,18 @@ func (e *Engine) tell(r ReloadResult) {
 	e.mu.Unlock()
 	e.observe(event)
 	e.changed()
+}
+
+// maxLogged is how many changes of one kind a reload logs; `exitgate reload` prints all.
+const maxLogged = 50
+
+func (e *Engine) logChanges(sign string, changes []string) {
+	for _, line := range changes[:min(len(changes), maxLogged)] {
+		e.Log("reload: %s %s", sign, line)
+	}
+	if more := len(changes) - maxLogged; more > 0 {
+		e.Log("reload: %s and %d more", sign, more)
+	}
 }
 
 func texts(changes []policy.Change) (widens, narrows []string) {

@@ -20,6 +20,7 @@ const eventQueue = 4096
 type Guest struct {
 	link   link
 	events chan queued
+	draft  *reading // the last one; nil before it came
 
 	mu      sync.Mutex // guards the following
 	lastID  uint64
@@ -42,7 +43,7 @@ type question struct {
 
 // Commands are what PID 1 may tell the proxy. Configure's files are the listening sockets of c.Listeners, now ours.
 type Commands struct {
-	Configure func(c *Configure, files []*os.File) (digest string, err error)
+	Configure func(c *Configure, p *policy.Policy, files []*os.File) error
 	Stats     func() proxy.Stats
 	Drain     func()
 }
@@ -76,16 +77,14 @@ func (g *Guest) obey(c Commands, m *Message) error {
 	switch {
 	case m.Pinned != nil:
 		g.pinned(m.ID, m.Pinned)
+	case m.Draft != nil:
+		g.draft = read(m.Draft)
 	case m.Configure != nil:
 		files, err := g.link.take(len(m.Configure.Listeners))
 		if err != nil {
 			return err
 		}
-		applied := &Applied{}
-		if applied.Digest, err = c.Configure(m.Configure, files); err != nil {
-			applied.Error = err.Error()
-		}
-		return g.link.write(&Message{ID: m.ID, Applied: applied})
+		return g.link.write(&Message{ID: m.ID, Applied: g.apply(c, m.Configure, files)})
 	case m.Ping != nil:
 		stats := c.Stats()
 		return g.link.write(&Message{ID: m.ID, Ping: &Ping{Stats: &stats}})
@@ -95,6 +94,21 @@ func (g *Guest) obey(c Commands, m *Message) error {
 		return errors.New("PID 1 sent a message that only the proxy may send")
 	}
 	return nil
+}
+
+// apply configures with the draft. The files are closed where that cannot be.
+func (g *Guest) apply(c Commands, m *Configure, files []*os.File) *Applied {
+	p, err := g.draft.result()
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return &Applied{Error: err.Error()}
+	}
+	if err := c.Configure(m, p, files); err != nil {
+		return &Applied{Error: err.Error()}
+	}
+	return &Applied{Digest: p.Digest()}
 }
 
 // pinned hands an answer over. Nobody waits for it when the request was cancelled meanwhile: the pins go back.

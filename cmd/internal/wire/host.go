@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,9 @@ type Host struct {
 	link    link
 	handler Handler
 	slots   chan struct{}
+
+	drafting sync.Mutex
+	draft    []byte // what was sent last; guarded by drafting, which is held while sending
 
 	mu      sync.Mutex // guards the following
 	lastID  uint64
@@ -227,11 +231,28 @@ func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*M
 	}
 }
 
+// Draft sends a policy that a Configure may follow for, unless it is the last one that was sent.
+func (h *Host) Draft(d Draft) error {
+	h.drafting.Lock()
+	defer h.drafting.Unlock()
+	if h.draft != nil && bytes.Equal(h.draft, d.Text) {
+		return nil
+	}
+	h.draft = d.Text
+	return h.link.send(appendDraft(nil, &d))
+}
+
 // Configure hands over a generation and returns when the proxy enforces it. Sockets are the listening ones that
 // c.Listeners names, in order, every time all of them; they stay the caller's.
 func (h *Host) Configure(ctx context.Context, c *Configure, sockets []syscall.Conn) (*Applied, error) {
 	if len(sockets) > maxFiles {
 		return nil, fmt.Errorf("%d listeners are more than one message carries (%d)", len(sockets), maxFiles)
+	}
+	stop := context.AfterFunc(ctx, func() { h.link.conn.Close() })
+	err := h.Draft(c.Draft)
+	stop()
+	if err != nil {
+		return nil, fmt.Errorf("the proxy is gone: %w", err)
 	}
 	m, err := h.ask(ctx, &Message{Configure: c}, sockets...)
 	if err != nil {

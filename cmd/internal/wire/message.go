@@ -4,12 +4,13 @@
 //
 //	host, guest, err := wire.Pair()            // in PID 1; guest is inherited as a file
 //	h := wire.NewHost(host, handler)           // PID 1 answers Resolve, takes Done, Refresh and events
+//	h.Draft(draft)                             // a head start: the proxy reads the policy while PID 1 does
 //	err = h.Configure(ctx, c, listeners)       // hands over policy, secrets and listening sockets; returns when applied
 //
 //	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
 //
 // Every frame is four bytes of length and a JSON object with exactly one message set; audit events, of which there is one
-// a request, have a binary form. Listening sockets travel as SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
+// a request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
 // and validated before it is used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
 //
 // Not done here: no decision about a name (the handler asks policy), no retry, and no life of the process itself.
@@ -34,6 +35,7 @@ const (
 // Message is one frame: ID pairs a question with its answer, and exactly one of the others is set.
 type Message struct {
 	ID        uint64     `json:"id,omitempty"`
+	Draft     *Draft     `json:"-"` // in a form of its own
 	Configure *Configure `json:"configure,omitempty"`
 	Applied   *Applied   `json:"applied,omitempty"`
 	Resolve   *Resolve   `json:"resolve,omitempty"`
@@ -46,12 +48,18 @@ type Message struct {
 	Drain     *Drain     `json:"drain,omitempty"`
 }
 
-// Configure replaces all that the proxy knows. Policy is the text of the file, since both sides load it by the same
-// pure function and must come to the same digest. Listeners names, in order, the sockets that ride beside the frame.
+// Draft is the text of a policy file, since both sides load it by the same pure function and must come to the same
+// digest. It is in force when a Configure says so, and may never be.
+type Draft struct {
+	File string
+	Text []byte
+}
+
+// Configure replaces all that the proxy knows. The policy is that of the last Draft before it. Listeners names, in order, the
+// sockets that ride beside the frame.
 type Configure struct {
+	Draft      Draft             `json:"-"` // sent before, unless it was already
 	Generation uint64            `json:"generation"`
-	File       string            `json:"file"`
-	Policy     []byte            `json:"policy"`
 	Secrets    map[string]Secret `json:"secrets,omitempty"`
 	Retired    [][]byte          `json:"retired,omitempty"`
 	Listeners  []Listener        `json:"listeners,omitempty"`
@@ -123,9 +131,15 @@ type Drain struct{}
 
 // decode reads one frame's body and refuses what is not exactly one message.
 func decode(body []byte) (*Message, error) {
-	if len(body) > 0 && body[0] == eventTag {
-		e, err := parseEvent(body[1:])
-		return &Message{Event: e}, err
+	if len(body) > 0 {
+		switch body[0] {
+		case eventTag:
+			e, err := parseEvent(body[1:])
+			return &Message{Event: e}, err
+		case draftTag:
+			d, err := parseDraft(body[1:])
+			return &Message{Draft: d}, err
+		}
 	}
 	var m Message
 	if err := json.Unmarshal(body, &m); err != nil {

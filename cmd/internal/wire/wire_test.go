@@ -154,25 +154,27 @@ func TestDeathGivesPinsBack(t *testing.T) {
 
 func TestConfigureHandsOverListeners(t *testing.T) {
 	got := make(chan net.Listener, 1)
-	h, _, _ := connect(t, newDesk(), Commands{Configure: func(c *Configure, files []*os.File) (string, error) {
-		if string(c.Policy) == "bad" {
-			return "", errors.New("policy.yaml:1: bad")
-		}
+	h, _, _ := connect(t, newDesk(), Commands{Configure: func(_ *Configure, _ *policy.Policy, files []*os.File) error {
 		l, err := Listen(files[0])
 		if err != nil {
-			return "", err
+			return err
 		}
 		got <- l
-		return "sha256:1", nil
+		return nil
 	}})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	draft := Draft{"policy.yaml", []byte("version: 1\n" + strings.Repeat("# a megabyte of comments\n", 1<<20/25))}
+	loaded, err := policy.Load(draft.File, draft.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
 	names := []Listener{{Agent: "claude", Address: l.Addr().String()}}
-	applied, err := h.Configure(context.Background(), &Configure{Policy: make([]byte, 1<<20), Listeners: names}, []syscall.Conn{l.(syscall.Conn)})
-	if err != nil || applied.Digest != "sha256:1" {
+	applied, err := h.Configure(context.Background(), &Configure{Draft: draft, Listeners: names}, []syscall.Conn{l.(syscall.Conn)})
+	if err != nil || applied.Digest != loaded.Digest() {
 		t.Fatalf("Configure = %+v, %v", applied, err)
 	}
 	theirs := <-got
@@ -181,7 +183,7 @@ func TestConfigureHandsOverListeners(t *testing.T) {
 	if _, err := theirs.Accept(); err != nil {
 		t.Errorf("the handed-over listener does not accept: %v", err)
 	}
-	if _, err := h.Configure(context.Background(), &Configure{Policy: []byte("bad")}, nil); err == nil || err.Error() != "policy.yaml:1: bad" {
+	if _, err := h.Configure(context.Background(), &Configure{Draft: Draft{"policy.yaml", []byte("version: 2\n")}}, nil); err == nil || !strings.HasPrefix(err.Error(), "policy.yaml:1:10: version 2") {
 		t.Errorf("a refused policy came back as %v", err)
 	}
 }
@@ -197,7 +199,7 @@ func TestConfigureTimesOut(t *testing.T) {
 	go h.Serve(context.Background())
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := h.Configure(ctx, &Configure{Policy: make([]byte, 8<<20)}, nil); err == nil {
+	if _, err := h.Configure(ctx, &Configure{Draft: Draft{"policy.yaml", make([]byte, 8<<20)}}, nil); err == nil {
 		t.Fatal("a proxy that does not read applied a policy")
 	}
 }
