@@ -17,6 +17,7 @@ func proxyFilter(pid int) []bpf.Instruction {
 		unix.SYS_SPLICE, unix.SYS_WRITEV, unix.SYS_READV, unix.SYS_ACCEPT4, unix.SYS_CONNECT, unix.SYS_CLOSE,
 		unix.SYS_EPOLL_CTL, unix.SYS_SETSOCKOPT, unix.SYS_GETSOCKOPT, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
 		unix.SYS_SHUTDOWN, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SENDFILE,
+		unix.SYS_PPOLL, // whether a peer has left, whether a kept connection is still quiet
 		unix.SYS_ACCEPT, unix.SYS_BIND, unix.SYS_PIPE2, unix.SYS_EVENTFD2, unix.SYS_EPOLL_CREATE1,
 		// memory
 		unix.SYS_MUNMAP, unix.SYS_MADVISE,
@@ -34,6 +35,7 @@ func proxyFilter(pid int) []bpf.Instruction {
 		rule{unix.SYS_OPENAT, readOnly()},
 		rule{unix.SYS_SOCKET, tcpOnly()},
 		rule{unix.SYS_FCNTL, fcntls()},
+		rule{unix.SYS_IOCTL, argOnly(1, unix.TIOCINQ)}, // how much a tunnel has to move
 		rule{unix.SYS_CLONE, threadsOnly()},
 		rule{unix.SYS_MMAP, noExec()},
 		rule{unix.SYS_MPROTECT, noExec()},

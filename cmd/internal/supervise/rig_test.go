@@ -37,6 +37,7 @@ func TestMain(m *testing.M) {
 		"keep":            keepProgram,
 		"without-setpcap": withoutSetpcapProgram,
 		"hardened":        hardenedProgram,
+		"works":           worksProgram,
 		"wait":            waitProgram,
 		"become":          becomeProgram,
 		"exec":            execProgram,
