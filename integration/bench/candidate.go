@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +56,11 @@ func (b *bench) stage(want kind) (s *stage, err error) {
 		w.Close()
 		return nil, err
 	}
-	for _, start := range append([]func(*bench, *stage) (*candidate, error){startDirect, startGate}, b.peers(want)...) {
+	starts := []func(*bench, *stage) (*candidate, error){startDirect, startGate}
+	if b.against != "" {
+		starts = append(starts, startOther)
+	}
+	for _, start := range append(starts, b.peers(want)...) {
 		c, err := start(b, s)
 		if err == nil {
 			err = c.ready(s, want)
@@ -64,7 +69,9 @@ func (b *bench) stage(want kind) (s *stage, err error) {
 			s.close()
 			return nil, err
 		}
-		s.all = append(s.all, c)
+		if len(b.of) == 0 || slices.Contains(b.of, c.name) {
+			s.all = append(s.all, c)
+		}
 	}
 	return s, nil
 }
@@ -99,11 +106,15 @@ egress:
 const gateName = "exitgate"
 
 func startGate(b *bench, s *stage) (*candidate, error) {
-	return b.gate(s, gateName, gatePolicy)
+	return b.gate(s, gateName, b.binary, gatePolicy)
 }
 
-func (b *bench) gate(s *stage, name, policy string) (*candidate, error) {
-	box, err := rig.Start(rig.Config{World: s.world, Binary: b.binary, Policy: policy, Hosts: s.hosts(), Uncaptured: true,
+func startOther(b *bench, s *stage) (*candidate, error) {
+	return b.gate(s, "the other binary", b.against, gatePolicy)
+}
+
+func (b *bench) gate(s *stage, name, binary, policy string) (*candidate, error) {
+	box, err := rig.Start(rig.Config{World: s.world, Binary: binary, Policy: policy, Hosts: s.hosts(), Uncaptured: true,
 		Env:   append([]string{"EXITGATE_AUDIT=file:/var/log/audit.jsonl"}, b.env...),
 		Files: map[string]rig.File{"/run/secrets/api": {Data: credential, Mode: 0o400}}})
 	return &candidate{name: name, box: box, address: listener, kinds: reverse | connect | forward}, err

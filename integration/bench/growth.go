@@ -97,7 +97,7 @@ func (b *bench) only(policy string) (*stage, error) {
 		w.Close()
 		return nil, err
 	}
-	c, err := b.gate(s, gateName, policy)
+	c, err := b.gate(s, gateName, b.binary, policy)
 	if err == nil {
 		err = c.ready(s, reverse)
 	}

@@ -43,6 +43,7 @@ func main() {
 // bench is one run: the binary, how often and how long, and the tables that were made.
 type bench struct {
 	binary    string
+	against   string
 	rounds    int
 	length    time.Duration
 	hosts     int
@@ -50,6 +51,7 @@ type bench struct {
 	soaking   time.Duration
 	quiet     bool
 	env       []string
+	of        []string // the candidates to measure; none: all
 	tables    []*table
 }
 
@@ -77,6 +79,8 @@ func run() error {
 	}
 	binary := flag.String("binary", os.Getenv("EXITGATE_BINARY"), "the exitgate binary to measure")
 	only := flag.String("only", "", "some tables: "+strings.Join(names, ","))
+	of := flag.String("of", "", "some candidates by name, such as exitgate,nginx")
+	against := flag.String("against", "", "another exitgate binary, measured beside: that of before a change")
 	asJSON := flag.Bool("json", false, "the tables as JSON, every round's value included")
 	readme := flag.String("readme", "", "a file to put the tables into, between its lines for figures")
 	flag.BoolVar(&b.withPeers, "peers", false, "also nginx, haproxy, Apache, squid, tinyproxy, as far as they are installed")
@@ -93,6 +97,14 @@ func run() error {
 		return fmt.Errorf("no binary at %q; run `make build` first, or give -binary", *binary)
 	}
 	b.binary, b.quiet = path, *asJSON
+	if *against != "" {
+		if b.against, err = filepath.Abs(*against); err != nil {
+			return err
+		}
+	}
+	if *of != "" {
+		b.of = strings.Split(*of, ",")
+	}
 	if b.soaking > 0 {
 		err = b.soak()
 	} else {
