@@ -158,10 +158,26 @@ func (env *environment) checkNetwork() []finding {
 			out = append(out, ok("the engine's resolver asks %s; those without host(...) it asks from inside this namespace", strings.TrimSpace(servers)))
 		}
 	}
+	p, err := env.loadPolicy(env.settings.Policy)
+	if gap := resolverGap(data); gap != "" && (err != nil || len(p.DNS.Servers) == 0) {
+		what, mend, _ := strings.Cut(gap, "; ")
+		out = append(out, finding{"warn", what, mend})
+	}
 	if len(out) == 0 {
 		out = []finding{{"warn", "/etc/resolv.conf names no server", "set dns.servers in the policy"}}
 	}
 	return out
+}
+
+// resolverGap is what a resolv.conf leaves out: Docker's own resolver asks further from inside the container's namespace, as
+// root, and engines before 26 do not write down whom (20.10 asks all servers so).
+func resolverGap(resolvConf []byte) string {
+	conf := string(resolvConf)
+	if !strings.Contains(conf, "nameserver 127.0.0.11") || strings.Contains(conf, "ExtServers:") {
+		return ""
+	}
+	return "the engine's resolver does not say which servers it asks from this namespace, and the fence refuses them; " +
+		"name it and them in the policy: `dns.servers: [127.0.0.11, ADDRESS]`"
 }
 
 func resolverFinding(a netip.Addr) finding {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"exitgate/cmd/internal/control"
@@ -109,6 +110,9 @@ func (r *runner) guard() (err error) {
 	if err := r.openLogs(len(r.argv) > 0 && r.onTerminal()); err != nil {
 		return ours(err)
 	}
+	if err := mayChangeIdentity(); err != nil {
+		return ours(err)
+	}
 	code, err := r.hold(context.Background())
 	r.audit.Close()
 	if err != nil {
@@ -116,6 +120,15 @@ func (r *runner) guard() (err error) {
 	}
 	r.parting()
 	return exitError{code: code}
+}
+
+// mayChangeIdentity says at once what the start of the proxy and of the agent would fail for, after patience and repeats.
+func mayChangeIdentity() error {
+	facts, err := supervise.Probe()
+	if err != nil || facts.Identity {
+		return nil // what cannot be read is tried
+	}
+	return errors.New("neither the proxy nor the agent can be started with an identity of its own: run with --cap-add SETUID --cap-add SETGID")
 }
 
 // hold starts the engine and the agent, and waits for the agent's end.
@@ -215,6 +228,12 @@ func (r *runner) proveFence(ctx context.Context) error {
 func (r *runner) dropRights() {
 	if facts, err := supervise.Probe(); err == nil {
 		r.engine.Warn(facts.Gaps()...)
+	}
+	if p := r.engine.Policy(); !r.place.elsewhere() && len(p.DNS.Servers) == 0 {
+		data, _ := os.ReadFile(filepath.Join("/", r.env.root, "etc/resolv.conf")) // the resolver has said so if it cannot be read
+		if gap := resolverGap(data); gap != "" {
+			r.engine.Warn(gap)
+		}
 	}
 	for _, point := range r.settings.Loosen {
 		r.engine.Warn("the agent's hardening is loosened: " + point)
