@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(stageVar)
 		os.Exit(onStage(m))
 	}
+	if err := keepMachineNet(); err != nil {
+		fmt.Fprintln(os.Stderr, "integration/containers:", err)
+		os.Exit(1)
+	}
 	inside, code, err := rig.Enter()
 	if inside && err == nil {
 		os.Exit(initMain())
@@ -108,6 +112,7 @@ func prepare() (err error) {
 		return err
 	}
 	return errors.Join(
+		showMachineNet(),
 		cover("/etc/resolv.conf", fmt.Sprintf("nameserver %s\n", internet.DNS.Addr4), false),
 		cover("/etc/passwd", fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", rootlessUser, rootlessUID, rootlessUID, rootlessHome), true),
 		cover("/etc/subuid", rootlessUser+":200000:65536\n", false),

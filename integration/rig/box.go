@@ -216,7 +216,7 @@ func (b *Box) takeMaster(here *net.UnixConn) error {
 	if err != nil {
 		return fmt.Errorf("pty of the box: %w", err)
 	}
-	b.Terminal = newTerminal(master)
+	b.Terminal = NewTerminal(master)
 	return nil
 }
 

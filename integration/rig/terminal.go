@@ -21,7 +21,8 @@ type Terminal struct {
 	seen int // what Expect has consumed
 }
 
-func newTerminal(master *os.File) *Terminal {
+// NewTerminal is a person at the terminal whose other end this is.
+func NewTerminal(master *os.File) *Terminal {
 	t := &Terminal{master: master, more: make(chan struct{})}
 	go t.read()
 	return t
