@@ -75,6 +75,7 @@ func (g *gate) newEngine() *engine.Engine {
 		Log:        g.logf,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
+		InReach:    g.mode != "attach", // whose agents have a file system of their own
 		Follow:     g.settings.Watch,
 		Drift:      g.settings.DriftInterval,
 		DirectDial: g.place.elsewhere(),

@@ -49,6 +49,7 @@ type Options struct {
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
 	DenyLog    func() (*firewall.DenyLog, error)                                         // opens the log of refused packets, in the fenced namespace
 	Sender     func(d firewall.Denied, a policy.Agent) (pid int, exe string)             // who sent a refused packet, for the audit; nil: unknown
+	InReach    bool                                                                      // agents see the file system that PolicyFile is in
 	Follow     bool                                                                      // reload when the policy file changes
 	Drift      time.Duration                                                             // how often the kernel's generation is polled, as a backstop
 	DirectDial bool                                                                      // attach, isolate: the proxy dials outside the fence, whose sets stay empty

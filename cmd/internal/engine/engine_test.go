@@ -249,6 +249,34 @@ func TestReloadAddsAndRevokes(t *testing.T) {
 	}
 }
 
+// A policy that the agent can write is not taken from it: the one in force stays, until the file is out of its reach.
+func TestAgentsPolicyIsRefused(t *testing.T) {
+	w := newWorld(t, oneHost)
+	w.InReach = true
+	for _, dir := range []string{filepath.Dir(w.dir), w.dir} { // t.TempDir is closed to others
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(w.PolicyFile, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	if all := strings.Join(w.Status().Warnings, "\n"); !strings.Contains(all, "a change of the policy will be refused: ") {
+		t.Errorf("no word of it in:\n%s", all)
+	}
+	w.policy(twoHosts)
+	if r, err := w.Reload(context.Background(), "test"); err == nil || !strings.Contains(err.Error(), "policy.yaml can be written by agent \"claude\" (uid 1000); `chown root:root") || r.Generation != 1 {
+		t.Fatalf("Reload = %+v, %v", r, err)
+	}
+	if err := os.Chmod(w.PolicyFile, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := w.Reload(context.Background(), "test"); err != nil || r.Generation != 2 {
+		t.Fatalf("Reload = %+v, %v", r, err)
+	}
+}
+
 func TestBadPolicyKeepsTheOld(t *testing.T) {
 	w := newWorld(t, oneHost)
 	w.start()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"exitgate/cmd/internal/secrets"
 	"exitgate/policy"
 )
 
@@ -64,6 +65,9 @@ func (e *Engine) prove(old *generation) (*generation, error) {
 	if old != nil && bytes.Equal(data, old.data) {
 		return old, nil
 	}
+	if err := e.trusted(old); err != nil {
+		return nil, err
+	}
 	e.proxy.draft(e.PolicyFile, data)
 	p, err := policy.Load(e.PolicyFile, data)
 	if err != nil {
@@ -81,6 +85,18 @@ func (e *Engine) prove(old *generation) (*generation, error) {
 		g.number = old.number + 1
 	}
 	return g, nil
+}
+
+// trusted refuses a changed policy file that an agent of the policy in force could have changed itself. The first one is
+// the operator's choice, of which Start warns.
+func (e *Engine) trusted(old *generation) error {
+	if old == nil || !e.InReach {
+		return nil
+	}
+	if err := secrets.Alterable(e.FileRoot, e.PolicyFile, old.policy); err != nil {
+		return fmt.Errorf("%s is within the agent's reach: %w", e.PolicyFile, err)
+	}
+	return nil
 }
 
 // commit brings g into force. Up to the proxy's answer everything can be taken back.

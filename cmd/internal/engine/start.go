@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -40,6 +41,9 @@ func (e *Engine) Start(ctx context.Context) error {
 	}
 	if err := e.prewarm(ctx, g.policy); err != nil {
 		return err
+	}
+	if err := e.trusted(g); err != nil {
+		e.Warn(fmt.Sprintf("a change of the policy will be refused: %v", err))
 	}
 	e.secrets.Commit()
 	e.metrics.reloaded(true, e.Now())

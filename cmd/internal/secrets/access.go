@@ -3,7 +3,10 @@ package secrets
 import (
 	"encoding/binary"
 	"fmt"
+	"path/filepath"
 	"slices"
+
+	"exitgate/policy"
 )
 
 // Permission bits, as in one class of a mode and in an access list's entry.
@@ -66,11 +69,13 @@ func (n *node) reaches(who Identity) bool {
 
 func (who Identity) String() string { return fmt.Sprintf("agent %q (uid %d)", who.Agent, who.UID) }
 
-// replaceable says how who could put something else in the place of a name that the walk looked up; "" if it cannot.
-func (t *trail) replaceable(who Identity) *problem {
+// replaceable says how who could put something else in the place of a name that the walk looked up; nil if it cannot.
+// In a sticky directory (/tmp) only an entry's owner can replace it; but if the file is missing for a moment anybody could put
+// another there, which its reader notices by the owner if it looks. absent says that this counts.
+func (t *trail) replaceable(who Identity, absent bool) *problem {
 	for i, entry := range t.lookups {
 		dir := entry.dir
-		if !dir.reaches(who) {
+		if dir.meta.ro || !dir.reaches(who) {
 			continue
 		}
 		if dir.meta.stat.Uid == who.UID {
@@ -80,10 +85,8 @@ func (t *trail) replaceable(who Identity) *problem {
 		if dir.meta.allows(who)&change != change {
 			continue
 		}
-		// In a sticky directory (/tmp) only an entry's owner can replace it; but a file that is missing for a moment
-		// could be put there by anybody, so the target itself is not taken from one.
 		last := i == len(t.lookups)-1
-		if !dir.meta.sticky() || last || entry.meta.stat.Uid == who.UID {
+		if !dir.meta.sticky() || last && absent || entry.meta.stat.Uid == who.UID {
 			return &problem{fmt.Sprintf("directory %s can be written by %s", dir.path, who), "keep it in a directory that only root can change"}
 		}
 	}
@@ -115,14 +118,36 @@ func (t *trail) readable(who Identity) *problem {
 // writable says how who could change the target's bytes: what matters for a program.
 func (t *trail) writable(who Identity) *problem {
 	file := t.target()
-	mend := fmt.Sprintf("`chown root:root %s && chmod go-w %[1]s`", file.path)
+	mend := fmt.Sprintf("`chown root:root %s && chmod go-w %[1]s`, or mount it read-only", file.path)
 	switch {
-	case t.shielded(who):
+	case file.meta.ro, t.shielded(who):
 		return nil
 	case file.meta.stat.Uid == who.UID:
 		return &problem{fmt.Sprintf("%s belongs to %s, which could change it", file.path, who), mend}
 	case file.meta.allows(who)&mayWrite != 0:
 		return &problem{fmt.Sprintf("%s can be written by %s", file.path, who), mend}
+	}
+	return nil
+}
+
+// Alterable says how an agent of p could change what is read from a file that is there; nil: none can. root is where
+// etc/passwd and etc/group are, "" is /. A file that cannot be looked at is an error too.
+func Alterable(root, file string, p *policy.Policy) error {
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	t, err := walk("/", file)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	for _, who := range identities(root, p) {
+		for _, found := range []*problem{t.replaceable(who, false), t.writable(who)} {
+			if found != nil {
+				return fmt.Errorf("%s; %s", found.what, found.mend)
+			}
+		}
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func readFile(root, name, preset string, who []Identity) (v Value, print string,
 	defer t.close()
 	print = t.print()
 	for _, w := range who {
-		if p := t.replaceable(w); p != nil {
+		if p := t.replaceable(w, true); p != nil {
 			return Value{}, print, p
 		}
 		if p := t.readable(w); p != nil {

@@ -369,3 +369,61 @@ func TestWalkLeaksNothing(t *testing.T) {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }
+
+// A policy is public: what counts is who could change it.
+func TestAlterable(t *testing.T) {
+	asRoot(t)
+	p := &policy.Policy{Agents: []policy.Agent{{Name: "claude", UID: agentID}}}
+	for _, c := range []struct {
+		name string
+		make func(root string)
+		err  string
+	}{
+		{"root's, 0644", func(root string) { put(t, root, "etc/policy", "x", 0, 0, 0o644) }, ""},
+		{"root's, in a sticky directory", func(root string) {
+			put(t, root, "etc/policy", "x", 0, 0, 0o644)
+			own(t, root, "etc", 0, 0, 0o777|os.ModeSticky)
+		}, ""},
+		{"the agent's, in a sticky directory", func(root string) {
+			put(t, root, "etc/policy", "x", agentID, agentID, 0o644)
+			own(t, root, "etc", 0, 0, 0o777|os.ModeSticky)
+		}, "can be written by"},
+		{"the agent's", func(root string) { put(t, root, "etc/policy", "x", agentID, agentID, 0o444) }, "belongs to"},
+		{"the agent's, mounted read-only", func(root string) {
+			put(t, root, "etc/policy", "x", agentID, agentID, 0o644)
+			mountReadOnly(t, filepath.Join(root, "etc/policy"))
+		}, ""},
+		{"everybody's", func(root string) { put(t, root, "etc/policy", "x", 0, 0, 0o646) }, "can be written by"},
+		{"in a directory of the agent's", func(root string) {
+			put(t, root, "etc/policy", "x", 0, 0, 0o644)
+			own(t, root, "etc", agentID, 0, 0o755)
+		}, "/etc belongs to"},
+		{"not there", func(string) {}, "no such file"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root, err := os.MkdirTemp("", "alterable") // t.TempDir is closed to others
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(root) })
+			own(t, root, "", 0, 0, 0o755)
+			c.make(root)
+			err = Alterable(root, filepath.Join(root, "etc/policy"), p)
+			if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+				t.Errorf("%v, want %q", err, c.err)
+			}
+		})
+	}
+}
+
+// mountReadOnly binds a file onto itself until the test ends.
+func mountReadOnly(t *testing.T, path string) {
+	t.Helper()
+	if err := unix.Mount(path, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	if err := unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+}

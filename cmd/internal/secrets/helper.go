@@ -83,7 +83,7 @@ func helper(root, line string, who []Identity) ([]string, *problem) {
 		return nil, &problem{fmt.Sprintf("helper %s is not executable", file.path), fmt.Sprintf("`chmod 0755 %s`", file.path)}
 	}
 	for _, w := range who {
-		if p := t.replaceable(w); p != nil {
+		if p := t.replaceable(w, true); p != nil {
 			return nil, &problem{"helper's " + p.what, p.mend}
 		}
 		if p := t.writable(w); p != nil {

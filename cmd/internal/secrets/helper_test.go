@@ -111,8 +111,8 @@ func TestHelperFile(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "", "helper /opt/helper is not executable; `chmod 0755 /opt/helper`"},
-		{"the agent's", "/opt/helper", func(t *testing.T, root string) { put(t, root, "opt/helper", "", agentID, 0, 0o755) }, "", "helper /opt/helper belongs to " + who + ", which could change it; `chown root:root /opt/helper && chmod go-w /opt/helper`"},
-		{"open to all", "/opt/helper", func(t *testing.T, root string) { put(t, root, "opt/helper", "", 0, 0, 0o777) }, "", "helper /opt/helper can be written by " + who + "; `chown root:root /opt/helper && chmod go-w /opt/helper`"},
+		{"the agent's", "/opt/helper", func(t *testing.T, root string) { put(t, root, "opt/helper", "", agentID, 0, 0o755) }, "", "helper /opt/helper belongs to " + who + ", which could change it; `chown root:root /opt/helper && chmod go-w /opt/helper`, or mount it read-only"},
+		{"open to all", "/opt/helper", func(t *testing.T, root string) { put(t, root, "opt/helper", "", 0, 0, 0o777) }, "", "helper /opt/helper can be written by " + who + "; `chown root:root /opt/helper && chmod go-w /opt/helper`, or mount it read-only"},
 		{"in the agent's directory", "/opt/helper", func(t *testing.T, root string) {
 			put(t, root, "opt/helper", "", 0, 0, 0o755)
 			own(t, root, "opt", agentID, 0, 0o755)

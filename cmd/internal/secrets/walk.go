@@ -27,6 +27,7 @@ type node struct {
 type meta struct {
 	stat unix.Stat_t
 	acl  []byte // the extended attribute system.posix_acl_access, nil for none
+	ro   bool   // on a mount, or a file system, that is read-only
 }
 
 func (m *meta) kind() uint32 { return m.stat.Mode & unix.S_IFMT }
@@ -209,6 +210,8 @@ func inspect(fd int) (meta, error) {
 	if m.kind() == unix.S_IFLNK {
 		return m, nil // a link has no access list, and its mode means nothing
 	}
+	var fs unix.Statfs_t
+	m.ro = unix.Fstatfs(fd, &fs) == nil && fs.Flags&unix.ST_RDONLY != 0
 	buf := make([]byte, 4096)
 	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", fd), "system.posix_acl_access", buf)
 	switch {
