@@ -300,6 +300,7 @@ func kernelHas(domain, kind, proto int) control {
 }
 
 func TestPackets(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	for i, f := range []struct {
 		name  string

@@ -103,6 +103,7 @@ func smuggling(get func(...string) prober.Probe, post func(string, ...string) pr
 
 // TestProxy says to the proxy what it must refuse. The upstreams judge: they may see only what the controls sent.
 func TestProxy(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	agent := s.fenced.agents["agent"]
 	count := func() string {
