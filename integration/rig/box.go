@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -44,21 +45,22 @@ type File struct {
 // Config describes a box. Binary and World are needed; the rest has the defaults given.
 type Config struct {
 	World        *World
-	Binary       string          // the program under test, on the host
-	Args         []string        // its arguments; default: run -- prober serve, which makes Agent work
-	Policy       string          // contents of /etc/exitgate/policy.yaml; "": no such file
-	Files        map[string]File // more files, by path
-	Env          []string        // besides PATH and HOME
-	Capabilities []uintptr       // default EngineCapabilities
-	NoNewPrivs   bool            // as by --security-opt no-new-privileges
-	NoNetfilter  bool            // a kernel without nf_tables, as far as the box can tell
-	Terminal     bool            // a pty as standard streams
-	Fenced       bool            // report the first change of the ruleset
-	Resolv       string          // contents of /etc/resolv.conf; default: the world's DNS server
-	Hosts        string          // added to /etc/hosts
-	Plain        bool            // Args is the whole command line, and the program under test is not started by itself
-	Serve        bool            // with Args: they end in `prober serve`, so Agent works
-	Uncaptured   bool            // no Capture: a copy of each packet would be part of what a benchmark measures
+	Binary       string            // the program under test, on the host
+	Args         []string          // its arguments; default: run -- prober serve, which makes Agent work
+	Policy       string            // contents of /etc/exitgate/policy.yaml; "": no such file
+	Files        map[string]File   // more files, by path
+	Place        map[string]string // programs and directories of the host, by their path in the box; a directory stands there read-only
+	Env          []string          // besides PATH and HOME
+	Capabilities []uintptr         // default EngineCapabilities
+	NoNewPrivs   bool              // as by --security-opt no-new-privileges
+	NoNetfilter  bool              // a kernel without nf_tables, as far as the box can tell
+	Terminal     bool              // a pty as standard streams
+	Fenced       bool              // report the first change of the ruleset
+	Resolv       string            // contents of /etc/resolv.conf; default: the world's DNS server
+	Hosts        string            // added to /etc/hosts
+	Plain        bool              // Args is the whole command line, and the program under test is not started by itself
+	Serve        bool              // with Args: they end in `prober serve`, so Agent works
+	Uncaptured   bool              // no Capture: a copy of each packet would be part of what a benchmark measures
 }
 
 // Box is a running container in all but name.
@@ -179,6 +181,7 @@ func (b *Box) orders(own string) stage {
 		Place: map[string]string{BinaryPath: b.cfg.Binary, ProberPath: own},
 		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/rig", "HOME=/root"}, b.cfg.Env...),
 	}
+	maps.Copy(s.Place, b.cfg.Place)
 	if s.Capabilities == nil {
 		s.Capabilities = EngineCapabilities
 	}

@@ -18,7 +18,7 @@ import (
 // stage is what the init stage of a box is told on fd 3 once its network is there.
 type stage struct {
 	Root         string            // directory that becomes /
-	Place        map[string]string // programs of the host by their path in the box
+	Place        map[string]string // programs and directories of the host by their path in the box
 	Argv, Env    []string
 	Capabilities []uintptr // bounding set of the box
 	NoNewPrivs   bool
@@ -113,16 +113,36 @@ func changeRoot(root string) error {
 	return os.Chdir("/")
 }
 
-// place bind-mounts a program of the host at path.
-func place(program, path string) error {
-	if program == "" {
+// place bind-mounts a program or a directory of the host at path.
+func place(what, path string) error {
+	if what == "" {
 		return nil
+	}
+	info, err := os.Stat(what)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return err
+		}
+		return bindReadOnly(what, path)
 	}
 	if err := os.WriteFile(path, nil, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount(program, path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("place %s: %w", program, err)
+	if err := unix.Mount(what, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("place %s: %w", what, err)
+	}
+	return nil
+}
+
+func bindReadOnly(dir, path string) error {
+	if err := unix.Mount(dir, path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", dir, err)
+	}
+	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", dir, err)
 	}
 	return nil
 }
@@ -149,11 +169,8 @@ func hostPrograms(root string) error {
 		if err := os.MkdirAll(root+dir, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(dir, root+dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", dir, err)
-		}
-		if err := unix.Mount("", root+dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-			return fmt.Errorf("make %s read-only: %w", dir, err)
+		if err := bindReadOnly(dir, root+dir); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -180,7 +197,7 @@ func devices(dev string) error {
 			return err
 		}
 	}
-	if err := os.Chmod(filepath.Join(dev, "shm"), 0o1777); err != nil {
+	if err := os.Chmod(filepath.Join(dev, "shm"), 0o777|os.ModeSticky); err != nil {
 		return err
 	}
 	if err := unix.Mount("devpts", filepath.Join(dev, "pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {

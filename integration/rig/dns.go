@@ -19,6 +19,7 @@ type DNS struct {
 	mu      sync.Mutex // guards following
 	answers map[string]Answer
 	asked   map[string]int
+	others  Answer // for names without an answer of their own; nil: they do not exist
 	silent  bool
 }
 
@@ -60,14 +61,25 @@ func fqdn(name string) string { return dns.Fqdn(strings.ToLower(name)) }
 
 // Set makes name resolve to addrs; none: the name exists and has no address.
 func (d *DNS) Set(name string, ttl time.Duration, addrs ...netip.Addr) {
-	d.SetAnswer(name, func(q dns.Question, m *dns.Msg) bool {
+	d.SetAnswer(name, addresses(ttl, addrs))
+}
+
+func addresses(ttl time.Duration, addrs []netip.Addr) Answer {
+	return func(q dns.Question, m *dns.Msg) bool {
 		for _, a := range addrs {
 			if rr := addressRecord(q.Name, ttl, a); rr.Header().Rrtype == q.Qtype {
 				m.Answer = append(m.Answer, rr)
 			}
 		}
 		return true
-	})
+	}
+}
+
+// SetOthers makes every name without an answer of its own resolve to addrs: an outside in which all names exist.
+func (d *DNS) SetOthers(ttl time.Duration, addrs ...netip.Addr) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.others = addresses(ttl, addrs)
 }
 
 func addressRecord(owner string, ttl time.Duration, a netip.Addr) dns.RR {
@@ -155,6 +167,9 @@ func (d *DNS) ServeDNS(rw dns.ResponseWriter, req *dns.Msg) {
 	d.mu.Lock()
 	d.asked[fqdn(q.Name)]++
 	answer, silent := d.answers[fqdn(q.Name)], d.silent
+	if answer == nil {
+		answer = d.others
+	}
 	d.mu.Unlock()
 	m := new(dns.Msg).SetReply(req)
 	switch {

@@ -20,7 +20,7 @@ func (b *Box) layOut() error {
 		if err := os.Mkdir(filepath.Join(b.root, dir), 0o755); err != nil {
 			return err
 		}
-		if err := os.Chmod(filepath.Join(b.root, dir), 0o1777); err != nil {
+		if err := os.Chmod(filepath.Join(b.root, dir), 0o777|os.ModeSticky); err != nil {
 			return err
 		}
 	}

@@ -57,6 +57,9 @@ func Main() {
 	}
 }
 
+// Inside says, before Enter is called, whether this is the second run. The first still has the machine's own network.
+func Inside() bool { return os.Getenv(insideVar) != "" }
+
 // ErrNeedsRoot says that namespaces cannot be made here.
 var ErrNeedsRoot = errors.New("namespaces need root (CAP_SYS_ADMIN, CAP_NET_ADMIN); run as root")
 
@@ -105,7 +108,7 @@ func settle() error {
 	if err := os.MkdirAll(scratch+"/tmp", 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(scratch+"/tmp", 0o1777); err != nil {
+	if err := os.Chmod(scratch+"/tmp", 0o777|os.ModeSticky); err != nil {
 		return err
 	}
 	os.Setenv("TMPDIR", scratch+"/tmp")
