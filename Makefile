@@ -4,7 +4,7 @@ BINARY  := .build/exitgate
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.commit=$(COMMIT)
 
-.PHONY: build demo test attack race fuzz bench bench-peers lint clean
+.PHONY: build demo clients test attack race fuzz bench bench-peers lint clean
 
 build: ## the one static binary
 	@mkdir -p .build
@@ -12,6 +12,10 @@ build: ## the one static binary
 
 demo: build ## the main job for real: an agent fenced in its own namespaces, on this terminal
 	@$(GO) run ./integration/demo -binary $(BINARY)
+
+CLIENTS ?=
+clients: build ## the programs people run as agents, downloaded and fenced; CLIENTS="curl git" for some of them
+	@$(GO) run ./integration/clients -binary $(BINARY) -clients "$(CLIENTS)"
 
 test: build lint ## everything, as root, in namespaces that the tests make
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 ./...
