@@ -388,7 +388,7 @@ egress:
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := explain(p, offlineContents(p, now), q, now)
+		got, err := explain(p, offlineContents(p, now), nil, q, now)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,16 +23,17 @@ func newExplainCommand(env *environment) *cobra.Command {
 	var agent string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "explain [FILE] [--agent NAME] [METHOD] URL | HOST:PORT | packet PROTOCOL ADDRESS:PORT",
+		Use:   "explain [FILE] [--agent NAME] [METHOD] URL | HOST:PORT | /SOCKET | packet PROTOCOL ADDRESS:PORT",
 		Short: "whether something is allowed, by which line, and what to write to change that",
 		Long: "Asks the code that enforces the policy. With FILE, which ends in .yaml or .yml or names an existing file, the\n" +
 			"policy is read from there; without it the running gate answers, with the addresses that are pinned now.\n\n" +
 			"A URL of the agent's listener, or of what a route leads to, goes by that route; other https through CONNECT, other\n" +
-			"http as a plain request. METHOD is GET where it is not written.\n\n" +
+			"http as a plain request. METHOD is GET where it is not written. A path is that of a unix socket.\n\n" +
 			"The exit code is 0 when it is allowed, 1 when denied, 2 when the question is not understood, 125 when no gate runs.",
 		Example: "  exitgate explain policy.yaml POST https://api.anthropic.com/v1/messages\n" +
 			"  exitgate explain policy.yaml --agent ci registry.npmjs.org:443\n" +
-			"  exitgate explain packet udp 1.1.1.1:53",
+			"  exitgate explain packet udp 1.1.1.1:53\n" +
+			"  exitgate explain /var/run/docker.sock",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, words []string) error {
 			return env.explain(agent, words, asJSON)
@@ -48,7 +49,7 @@ type answer struct {
 	Decision  string   `json:"decision"` // allow or deny
 	Agent     string   `json:"agent"`
 	Asked     string   `json:"asked"`
-	Road      string   `json:"road"` // route, connect, forward or packet
+	Road      string   `json:"road"` // route, connect, forward, packet or unix
 	Via       string   `json:"via"`  // the road in words
 	Rule      string   `json:"rule"`
 	File      string   `json:"file,omitempty"`
@@ -107,7 +108,7 @@ func (env *environment) explainOffline(agent, file string, words []string) (answ
 		return answer{}, exitError{code: exitUsage, err: err}
 	}
 	now := env.now()
-	a, err := explain(p, offlineContents(p, now), q, now)
+	a, err := explain(p, offlineContents(p, now), nil, q, now)
 	if err != nil {
 		return a, exitError{code: exitUsage, err: err}
 	}
@@ -118,7 +119,7 @@ func (env *environment) explainOffline(agent, file string, words []string) (answ
 // here, whether a gate runs or not.
 func (env *environment) explainLive(agent string, words []string) (a answer, err error) {
 	q, err := parseQuestion(agent, words)
-	if err == nil && q.packet == "" {
+	if _, isSocket := q.socketPath(); err == nil && q.packet == "" && !isSocket {
 		_, err = parseLocation(q.target)
 	}
 	if err != nil {
@@ -133,12 +134,12 @@ func (env *environment) explainLive(agent string, words []string) (a answer, err
 
 // answerExplain answers `exitgate explain` in a running gate: held is what the fence's sets hold, pinned the addresses
 // of a host.
-func answerExplain(p *policy.Policy, held firewall.Contents, pinned func(host string) []string, v url.Values, now time.Time) (answer, error) {
+func answerExplain(p *policy.Policy, held firewall.Contents, may reach, pinned func(host string) []string, v url.Values, now time.Time) (answer, error) {
 	q, err := parseQuestion(v.Get("agent"), v["word"])
 	if err != nil {
 		return answer{}, err
 	}
-	a, err := explain(p, held, q, now)
+	a, err := explain(p, held, may, q, now)
 	if err == nil && a.host != "" && a.Decision == "allow" {
 		a.Addresses = pinned(a.host)
 	}
@@ -146,13 +147,16 @@ func answerExplain(p *policy.Policy, held firewall.Contents, pinned func(host st
 }
 
 // explain asks the policy about every road there is, and reports the first one that is open, else the first.
-func explain(p *policy.Policy, held firewall.Contents, q question, now time.Time) (answer, error) {
+func explain(p *policy.Policy, held firewall.Contents, may reach, q question, now time.Time) (answer, error) {
 	agent := p.Agent(q.agent)
 	if agent == nil {
 		return answer{}, fmt.Errorf("the policy has no agent %q; it has %s", q.agent, agentNames(p))
 	}
 	if q.packet != "" {
 		return explainPacket(p, held, agent, q, now)
+	}
+	if path, isSocket := q.socketPath(); isSocket {
+		return explainSocket(p, agent, path, may)
 	}
 	l, err := parseLocation(q.target)
 	if err != nil {

@@ -34,7 +34,7 @@ func (g *gate) answer(s *control.Server) {
 		return g.selfTest(ctx, q.Get("agent"))
 	})
 	s.Handle("explain", func(_ context.Context, q url.Values) (any, error) {
-		return answerExplain(g.engine.Policy(), g.fence.Contents(), g.pinned, q, g.env.now())
+		return answerExplain(g.engine.Policy(), g.fence.Contents(), g.mayConnect, g.pinned, q, g.env.now())
 	})
 	s.Handle("suggest", func(context.Context, url.Values) (any, error) {
 		g.engine.TellDenied()

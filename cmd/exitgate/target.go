@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// question is what `explain` is asked: a URL, HOST:PORT, or a packet.
+// question is what `explain` is asked: a URL, HOST:PORT, a unix socket's path, or a packet.
 type question struct {
 	agent  string
 	method string // "" where none was named
@@ -35,9 +35,9 @@ func parseQuestion(agent string, words []string) (question, error) {
 	case len(words) == 2:
 		q.method, q.target = words[0], words[1]
 	case len(words) == 0:
-		return q, errors.New("nothing is asked; write [METHOD] URL, HOST:PORT or `packet PROTOCOL ADDRESS:PORT`")
+		return q, errors.New("nothing is asked; write [METHOD] URL, HOST:PORT, the path of a socket, or `packet PROTOCOL ADDRESS:PORT`")
 	default:
-		return q, fmt.Errorf("%q is too much; write [METHOD] URL, HOST:PORT or `packet PROTOCOL ADDRESS:PORT`", words[2])
+		return q, fmt.Errorf("%q is too much; write [METHOD] URL, HOST:PORT, the path of a socket, or `packet PROTOCOL ADDRESS:PORT`", words[2])
 	}
 	return q, nil
 }
