@@ -130,7 +130,7 @@ func processes() []attempt {
 		name, want string
 		control
 	}{
-		{"setuid", "EPERM", byRoot}, {"setgid", "EPERM", byRoot}, {"setgroups", "EPERM", byRoot}, {"chroot", "EPERM", byRoot}, {"link_up", "EPERM", byRoot},
+		{"setuid", "EPERM", byRoot}, {"setgid", "EPERM", byRoot}, {"setgroups", "EPERM", byRoot}, {"chroot", "EPERM", bareRoot}, {"link_up", "EPERM", byRoot},
 		{"clone3_user", "ENOSYS", control{kind: works}}, {"bpf", "EPERM", loosened()}, {"io_uring", "EPERM", control{kind: works}},
 		{"userfaultfd", "EPERM", control{kind: works}}, {"perf", "EPERM", control{kind: works}}, {"keyctl", "EPERM", control{kind: works}},
 		{"unshare_net", "EPERM", control{kind: because, why: "wants CAP_SYS_ADMIN, which no identity in the box has"}}, {"mount", "EPERM", control{kind: because, why: "wants CAP_SYS_ADMIN, which no identity in the box has"}},

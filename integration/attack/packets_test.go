@@ -2,11 +2,17 @@ package attack
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"exitgate/integration/prober"
+	"exitgate/integration/rig"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,6 +66,9 @@ func awaiting(n int) func(*prober.Probe)    { return func(p *prober.Probe) { p.R
 func call(name string) func(p *place) prober.Probe {
 	return func(*place) prober.Probe { return prober.Probe{Op: "call", Call: name} }
 }
+
+// reuse lets several roads of one box bind the same port at a time.
+func reuse(p *prober.Probe) { opt(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)(p) }
 
 // To an address of the attempt's own.
 func to4(port uint16, change ...func(*prober.Probe)) func(*place) prober.Probe {
@@ -143,7 +152,7 @@ func streams() []attempt {
 
 // fromOwn connects from a chosen port of the box's own address.
 func fromOwn(port uint16) func(*place) prober.Probe {
-	return func(p *place) prober.Probe { return stream4(at(p.v4, 443), from(at(p.Wire.Box4(), port))) }
+	return func(p *place) prober.Probe { return stream4(at(p.v4, 443), reuse, from(at(p.Wire.Box4(), port))) }
 }
 
 func proto4p(proto int) func(*place) prober.Probe {
@@ -171,8 +180,8 @@ func datagrams() []attempt {
 		{name: "udp by sendmmsg", probe: udp4(443, by("sendmmsg")), want: prohibited},
 		{name: "udp by sendmmsg, IPv6", probe: udp6(443, by("sendmmsg")), want: prohibited},
 		{name: "udp, ::ffff:a.b.c.d by a v6 socket", probe: func(p *place) prober.Probe { return dgram6(at(netip.AddrFrom16(p.v4.As16()), 443)) }, want: prohibited},
-		{name: "udp, source port 53", probe: udp4(5353, from("0.0.0.0:53")), want: prohibited},
-		{name: "udp, source port 53, IPv6", probe: udp6(5353, from("[::]:53")), want: prohibited},
+		{name: "udp, source port 53", probe: udp4(5353, reuse, from("0.0.0.0:53")), want: prohibited},
+		{name: "udp, source port 53, IPv6", probe: udp6(5353, reuse, from("[::]:53")), want: prohibited},
 		{name: "udp, MSG_CONFIRM and MSG_DONTROUTE", probe: func(p *place) prober.Probe {
 			return dgram4(at(p.Wire.Gate4(), 9), flags(unix.MSG_CONFIRM|unix.MSG_DONTROUTE))
 		}, want: prohibited},
@@ -299,17 +308,38 @@ func kernelHas(domain, kind, proto int) control {
 	}}
 }
 
+// tables are all that goes through the prober alone.
+func tables() map[string][]attempt {
+	return map[string][]attempt{"L3/L4 streams": streams(), "L3/L4 datagrams": datagrams(), "L3/L4 raw": rawSockets(), "L3/L4 families": families(),
+		"cloud and host": cloud(), "dns": dnsAttempts(), "inside the box": inside(), "processes": processes()}
+}
+
 func TestPackets(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
-	for i, f := range []struct {
-		name  string
-		table []attempt
-	}{{"L3/L4 streams", streams()}, {"L3/L4 datagrams", datagrams()}, {"L3/L4 raw", rawSockets()}, {"L3/L4 families", families()},
-		{"cloud and host", cloud()}, {"dns", dnsAttempts()}, {"inside the box", inside()}, {"processes", processes()}} {
-		began := time.Now()
-		s.try(t, f.name, i, f.table)
-		t.Logf("%s: %d attempts in %s", f.name, len(f.table), time.Since(began).Round(time.Millisecond))
+	for i, name := range slices.Sorted(maps.Keys(tables())) {
+		s.try(t, name, i, tables()[name])
 	}
 	s.oracle(t, "the whole table", s.fenced)
+}
+
+// TestPacketsUnderRunc is the same in a container of a real runtime, with the least capabilities and no_new_privs.
+func TestPacketsUnderRunc(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("runc"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("needs runc (apt-get install runc)")
+	}
+	s := newScene(t, func(c *rig.Config) { c.Runc, c.NoNewPrivs, c.Capabilities = true, true, rig.LeastCapabilities })
+	for i, name := range slices.Sorted(maps.Keys(tables())) {
+		s.try(t, name+", runc", i, withoutSweeps(tables()[name]))
+	}
+	s.oracle(t, "the whole table, runc", s.fenced)
+}
+
+// withoutSweeps leaves out what takes its time and would show nothing new.
+func withoutSweeps(all []attempt) []attempt {
+	return slices.DeleteFunc(all, func(a attempt) bool { return strings.Contains(a.name, "every tcp port") })
 }

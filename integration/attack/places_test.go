@@ -71,7 +71,7 @@ func dnsAttempts() []attempt {
 		{name: "tcp 53 to the resolver", probe: func(p *place) prober.Probe { return stream4(at(p.s.w.DNS.Addr4, 53)) }, want: refused},
 		{name: "the resolver over IPv6", probe: func(p *place) prober.Probe { return dgram6(at(p.s.w.DNS.Addr6, 53), data(plain)) }, want: prohibited},
 		{name: "resolver from source port 53", probe: func(p *place) prober.Probe {
-			return dgram4(at(p.s.w.DNS.Addr4, 53), data(plain), from("0.0.0.0:53"))
+			return dgram4(at(p.s.w.DNS.Addr4, 53), data(plain), reuse, from("0.0.0.0:53"))
 		}, want: prohibited},
 		{name: "DoT 853", probe: to4(853), want: refused}, {name: "DoQ 853", probe: udp4(853), want: prohibited}, {name: "DNSCrypt 5443", probe: udp4(5443), want: prohibited},
 		{name: "mDNS", probe: fixed(dgram4, "224.0.0.251:5353", data(plain)), want: prohibited}, {name: "mDNS, IPv6", probe: fixed(dgram6, "[ff02::fb%eth0]:5353", data(plain)), want: prohibited},

@@ -105,6 +105,8 @@ func newScene(t *testing.T, change ...func(*rig.Config)) *scene {
 		c(&cfg)
 	}
 	s.fenced = s.place(t, cfg, true)
+	// Without a fence, and with what an engine gives by default: it shows what could be sent.
+	cfg.Runc, cfg.NoNewPrivs, cfg.Capabilities = false, false, nil
 	cfg.Plain, cfg.Serve, cfg.Args = true, true, []string{rig.ProberPath, "serve"}
 	s.bare = s.place(t, cfg, false)
 	return s

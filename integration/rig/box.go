@@ -60,6 +60,7 @@ type Config struct {
 	Hosts        string            // added to /etc/hosts
 	Plain        bool              // Args is the whole command line, and the program under test is not started by itself
 	Serve        bool              // with Args: they end in `prober serve`, so Agent works
+	Runc         bool              // made by runc instead of the rig itself; Place, NoNetfilter, Terminal, Fenced and Uncaptured are the rig's alone
 	Uncaptured   bool              // no Capture: a copy of each packet would be part of what a benchmark measures
 }
 
@@ -74,7 +75,7 @@ type Box struct {
 
 	cfg     Config
 	root    string
-	cmd     *exec.Cmd
+	process *os.Process // PID 1
 	stdin   *os.File
 	agent   *Agent
 	capture *Capture
@@ -95,7 +96,11 @@ func Start(cfg Config) (*Box, error) {
 	if err := b.layOut(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(b.root))
 	}
-	if err := b.start(); err != nil {
+	begin := b.start
+	if cfg.Runc {
+		begin = b.startRunc
+	}
+	if err := begin(); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	if serve {
@@ -141,7 +146,7 @@ func (b *Box) start() error {
 	if err != nil {
 		return fmt.Errorf("start box: %w", err)
 	}
-	b.cmd, b.PID = cmd, cmd.Process.Pid
+	b.process, b.PID = cmd.Process, cmd.Process.Pid
 	go b.wait()
 	if b.Wire, err = newWire(b.PID); err != nil {
 		return err
@@ -224,8 +229,7 @@ func (b *Box) takeMaster(here *net.UnixConn) error {
 }
 
 func (b *Box) wait() {
-	b.cmd.Wait()
-	b.state = b.cmd.ProcessState
+	b.state, _ = b.process.Wait()
 	for _, s := range []*Stream{b.Stdout, b.Stderr} { // with PID 1 all who could still write are dead
 		if s != nil {
 			<-s.done
@@ -254,7 +258,7 @@ func (b *Box) Wait(limit time.Duration) (int, error) {
 func (b *Box) Ended() <-chan struct{} { return b.ended }
 
 // Signal sends a signal to PID 1 from outside, as `docker kill -s` does.
-func (b *Box) Signal(sig unix.Signal) error { return b.cmd.Process.Signal(sig) }
+func (b *Box) Signal(sig unix.Signal) error { return b.process.Signal(sig) }
 
 // Agent drives the prober that runs as the agent.
 func (b *Box) Agent() *Agent { return b.agent }
@@ -277,8 +281,8 @@ func (b *Box) SetPolicy(text string) error { return b.Write(PolicyPath, File{Dat
 // Close ends the box and everything in it, and removes its wire and files. It may be called more than once.
 func (b *Box) Close() error {
 	b.once.Do(func() {
-		if b.cmd != nil {
-			b.cmd.Process.Kill()
+		if b.process != nil {
+			b.process.Kill()
 			<-b.ended
 		}
 		if b.stdin != nil {
@@ -293,6 +297,9 @@ func (b *Box) Close() error {
 		}
 		if b.Wire != nil {
 			errs = append(errs, b.Wire.cut())
+		}
+		if b.cfg.Runc {
+			errs = append(errs, b.deleteRunc())
 		}
 		b.err = errors.Join(append(errs, os.RemoveAll(b.root))...)
 	})
