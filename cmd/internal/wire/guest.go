@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"exitgate/policy"
 	"exitgate/proxy"
@@ -20,7 +21,8 @@ const eventQueue = 4096
 type Guest struct {
 	link   link
 	events chan queued
-	draft  *reading // the last one; nil before it came
+	urgent chan struct{} // a token: something in events does not wait for more
+	draft  *reading      // the last one; nil before it came
 
 	mu      sync.Mutex // guards the following
 	lastID  uint64
@@ -53,6 +55,7 @@ func NewGuest(conn *net.UnixConn) *Guest {
 	return &Guest{
 		link:    link{conn: conn, limit: maxFromHost},
 		events:  make(chan queued, eventQueue),
+		urgent:  make(chan struct{}, 1),
 		waiting: make(map[uint64]question),
 		gone:    make(chan struct{}),
 	}
@@ -184,12 +187,22 @@ func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
 // Opened tells of an accepted connection, before any event of it.
 func (g *Guest) Opened(agent string, c proxy.Conn) {
 	g.queue(queued{opened: &Opened{Agent: agent, Conn: c}})
+	g.hurry()
+}
+
+// hurry has what is queued written now.
+func (g *Guest) hurry() {
+	select {
+	case g.urgent <- struct{}{}:
+	default:
+	}
 }
 
 // Flush returns when every event queued so far is written, or the connection has ended.
 func (g *Guest) Flush() {
 	flushed := make(chan struct{})
 	g.queue(queued{flushed: flushed})
+	g.hurry()
 	select {
 	case <-flushed:
 	case <-g.gone:
@@ -203,12 +216,25 @@ func (g *Guest) queue(q queued) {
 	}
 }
 
-// sendEvents writes what is queued, as many at a time as wait: under load one write carries many events.
+// eventDelay is how long an event waits for others. Each write wakes PID 1, five goroutines of it one after the other, and
+// at a few thousand requests a second that cost more than the requests.
+const eventDelay = 2 * time.Millisecond
+
+// sendEvents writes what is queued, as many at a time as wait: one write carries many events.
 func (g *Guest) sendEvents() {
 	var batch []byte
+	more := time.NewTimer(eventDelay)
 	for {
 		select {
 		case q := <-g.events:
+			if q.event != nil && len(g.events) < eventQueue/4 {
+				more.Reset(eventDelay)
+				select {
+				case <-more.C:
+				case <-g.urgent:
+				case <-g.gone:
+				}
+			}
 			batch = g.gather(batch[:0], q)
 		case <-g.gone:
 			return
