@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	"exitgate/cmd/internal/audit"
 	"exitgate/cmd/internal/caller"
@@ -89,8 +90,13 @@ func (g *gate) finder() func(caller.Tuple, policy.Agent) (int, string) {
 		g.logf("the audit will not name processes: %v", err)
 		return func(caller.Tuple, policy.Agent) (int, string) { return 0, caller.Unknown }
 	}
+	var owners sync.Map // by uid: who the agent was when it was first asked about, not a look into passwd for each connection
 	return func(t caller.Tuple, a policy.Agent) (int, string) {
-		return finder.Find(t, caller.Owner(g.identity(&a)))
+		o, ok := owners.Load(a.UID)
+		if !ok {
+			o, _ = owners.LoadOrStore(a.UID, caller.Owner(g.identity(&a)))
+		}
+		return finder.Find(t, o.(caller.Owner))
 	}
 }
 

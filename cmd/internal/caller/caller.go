@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -43,25 +44,15 @@ type Tuple struct {
 // Owner is whose processes are searched.
 type Owner struct{ UID, GID uint32 }
 
-// Finder answers one question at a time, on a thread of its own.
+// Finder answers one question at a time.
 type Finder struct {
-	questions chan question
-	last      map[uint32]place // what was found last, by uid: mostly it is the same process again, and a descriptor near by
-}
-
-type question struct {
-	tuple  Tuple
-	owner  Owner
-	answer chan<- found
+	mu   sync.Mutex // guards following
+	conn *netlink.Conn
+	last map[uint32]place // what was found last, by uid: mostly it is the same process again, and a descriptor near by
 }
 
 // place is a descriptor of a process.
 type place struct{ pid, fd int }
-
-type found struct {
-	pid int
-	exe string
-}
 
 // New opens the netlink socket in the calling thread's network namespace.
 func New() (*Finder, error) {
@@ -69,51 +60,52 @@ func New() (*Finder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
-	f := &Finder{questions: make(chan question, 64), last: make(map[uint32]place)}
-	go f.run(conn)
-	return f, nil
+	return &Finder{conn: conn, last: make(map[uint32]place)}, nil
 }
 
 // Close ends the finder.
-func (f *Finder) Close() { close(f.questions) }
+func (f *Finder) Close() { f.conn.Close() }
 
 // Find waits for its turn; it takes microseconds where the process is the same as last time.
 func (f *Finder) Find(t Tuple, o Owner) (pid int, exe string) {
-	answer := make(chan found, 1)
-	f.questions <- question{t, o, answer}
-	a := <-answer
-	return a.pid, a.exe
-}
-
-// run owns the thread: it takes an agent's fsuid and fsgid for the time of a search, because the links of another
-// uid's /proc entries need PTRACE_MODE_READ_FSCREDS, and PID 1 keeps no CAP_SYS_PTRACE. A thread so used is not given
-// back to the runtime.
-func (f *Finder) run(conn *netlink.Conn) {
-	runtime.LockOSThread()
-	defer conn.Close()
-	for q := range f.questions {
-		q.answer <- f.find(conn, q)
-	}
-}
-
-func (f *Finder) find(conn *netlink.Conn, q question) found {
-	unknown := found{exe: Unknown}
-	inode, err := inodeOf(conn, q.tuple)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	inode, err := inodeOf(f.conn, t)
 	if err != nil || inode == 0 {
-		return unknown
+		return 0, Unknown
 	}
-	_ = unix.Setfsgid(int(q.owner.GID))
-	_ = unix.Setfsuid(int(q.owner.UID))
+	var where place
+	as(o, func() {
+		link := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
+		var ok bool
+		if where, ok = f.search(o.UID, link); ok {
+			pid, exe = where.pid, program(where.pid)
+		}
+	})
+	if pid == 0 {
+		return 0, Unknown
+	}
+	f.last[o.UID] = where
+	return pid, exe
+}
+
+// as calls f with the owner's fsuid and fsgid, because the links of another uid's /proc entries need
+// PTRACE_MODE_READ_FSCREDS, and PID 1 keeps no CAP_SYS_PTRACE. Nothing else runs on the thread meanwhile, and the runtime
+// makes no other after its likeness; the way back to the real uid needs no capability. A thread of its own would cost two
+// switches a question.
+func as(o Owner, f func()) {
+	runtime.LockOSThread()
+	_ = unix.Setfsgid(int(o.GID))
+	_ = unix.Setfsuid(int(o.UID))
 	defer func() {
-		_ = unix.Setfsuid(0)
-		_ = unix.Setfsgid(0)
+		_ = unix.Setfsuid(os.Getuid())
+		_ = unix.Setfsgid(os.Getgid())
+		uid, err := unix.SetfsuidRetUid(-1) // no uid: changes nothing, and tells
+		if err == nil && uid == os.Getuid() {
+			runtime.UnlockOSThread()
+		}
 	}()
-	where, ok := f.search(q.owner.UID, "socket:["+strconv.FormatUint(uint64(inode), 10)+"]")
-	if !ok {
-		return unknown
-	}
-	f.last[q.owner.UID] = where
-	return found{where.pid, program(where.pid)}
+	f()
 }
 
 // search looks where the last one was found, then through the process of that, then through all.
@@ -155,19 +147,19 @@ func processes() []int {
 	return pids
 }
 
-// table opens the descriptor table of pid, if it is uid's.
-func table(pid int, uid uint32) *os.File {
+// table opens the descriptor table of pid, if it is uid's; -1 otherwise. By number: os.File would ask epoll about it.
+func table(pid int, uid uint32) int {
 	if pid == 0 {
-		return nil
+		return -1
 	}
-	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+	dir, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return -1
 	}
 	var st unix.Stat_t
-	if unix.Fstat(int(dir.Fd()), &st) != nil || st.Uid != uid {
-		dir.Close()
-		return nil
+	if unix.Fstat(dir, &st) != nil || st.Uid != uid {
+		unix.Close(dir)
+		return -1
 	}
 	return dir
 }
@@ -179,10 +171,10 @@ const near = 8
 // nearby returns the descriptor around where that has the link, or -1.
 func nearby(where place, uid uint32, link string) int {
 	dir := table(where.pid, uid)
-	if dir == nil {
+	if dir < 0 {
 		return -1
 	}
-	defer dir.Close()
+	defer unix.Close(dir)
 	for step := range near {
 		for _, fd := range []int{where.fd + step, where.fd - step} {
 			if is(dir, strconv.Itoa(fd), link) {
@@ -196,11 +188,12 @@ func nearby(where place, uid uint32, link string) int {
 // holds returns the descriptor of pid that has the link, or -1.
 func holds(pid int, uid uint32, link string, budget *int) int {
 	dir := table(pid, uid)
-	if dir == nil {
+	if dir < 0 {
 		return -1
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(*budget)
+	open := os.NewFile(uintptr(dir), "fd")
+	defer open.Close()
+	names, _ := open.Readdirnames(*budget)
 	for _, name := range slices.Backward(names) { // the newest is mostly the last
 		*budget--
 		if is(dir, name, link) {
@@ -211,9 +204,9 @@ func holds(pid int, uid uint32, link string, budget *int) int {
 	return -1
 }
 
-func is(dir *os.File, name, link string) bool {
-	buf := make([]byte, len(link)+1)
-	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+func is(dir int, name, link string) bool {
+	var buf [64]byte // longer than any link of a socket
+	n, err := unix.Readlinkat(dir, name, buf[:])
 	return err == nil && string(buf[:n]) == link
 }
 
