@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"exitgate/cmd/internal/control"
@@ -88,6 +89,9 @@ func (r *runner) run(env *environment) error {
 
 // begin is for what every mode needs.
 func (r *runner) begin(env *environment, mode string) error {
+	// PID 1 hands small things from one goroutine to the next: an event, a name, a packet's story. With more than one
+	// processor the runtime wakes a thread for each, which takes the processor from the proxy and the agent.
+	runtime.GOMAXPROCS(1)
 	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
 	r.env, r.settings, r.mode, r.lost = env, env.settings, mode, make(chan string, 1)
 	if builtWithCgo {
