@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -67,7 +66,7 @@ func (r *reader) headerAndFormat(c *Credential, headerAt, formatAt *yaml.Node) {
 	}
 }
 
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var envName = pattern(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // source reads where a credential comes from. No message repeats the value: it
 // may be the secret itself, put in the wrong place.
@@ -107,11 +106,11 @@ func (r *reader) sourceValue(n *yaml.Node, s Source) {
 	case "exec":
 		if strings.TrimSpace(s.Value) != s.Value || s.Value == "" {
 			r.fail(n, "write the command and its arguments after the colon, such as exec:/usr/bin/op read op://vault/key", "from: exec: has no command")
-		} else if secretShape.MatchString(s.Value) {
+		} else if secretShape().MatchString(s.Value) {
 			r.fail(n, "let the command read it from a file", "from: exec: has a secret among its arguments, which every process can see")
 		}
 	case "env":
-		if !envName.MatchString(s.Value) {
+		if !envName().MatchString(s.Value) {
 			r.fail(n, "write a variable's name, such as env:ANTHROPIC_API_KEY", "from: env: has no variable's name")
 		}
 	}
@@ -129,7 +128,7 @@ func (r *reader) format(n *yaml.Node) string {
 	}
 	user, basic := strings.CutPrefix(s, "basic:")
 	switch {
-	case secretShape.MatchString(s):
+	case secretShape().MatchString(s):
 		r.fail(n, sourceForm, "format has a secret in it")
 	case basic && (user == "" || strings.ContainsAny(user, ":{}") || hasControl(user)):
 		r.fail(n, "write basic:USER; the secret is the password", "format is %s", quoted(s))
@@ -141,7 +140,7 @@ func (r *reader) format(n *yaml.Node) string {
 	return ""
 }
 
-var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110 section 5.6.2
+var token = pattern("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110 section 5.6.2
 
 // headerName reads a field name and returns its canonical spelling.
 func (r *reader) headerName(n *yaml.Node, what string) string {
@@ -149,10 +148,10 @@ func (r *reader) headerName(n *yaml.Node, what string) string {
 	switch {
 	case !ok:
 		return ""
-	case secretShape.MatchString(s):
+	case secretShape().MatchString(s):
 		r.fail(n, sourceForm, "%s is %s", what, quoted(s))
 		return ""
-	case !token.MatchString(s) || len(s) > 256:
+	case !token().MatchString(s) || len(s) > 256:
 		r.fail(n, "write a header's name alone, such as X-Api-Key", "%s is %s", what, quoted(s))
 		return ""
 	}

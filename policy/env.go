@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,7 +9,7 @@ import (
 // placeholders are what a route's env may contain in braces.
 var placeholders = []string{"{url}", "{dummy}", "{socket}"}
 
-var braces = regexp.MustCompile(`\{[A-Za-z_]+\}`)
+var braces = pattern(`\{[A-Za-z_]+\}`)
 
 // env checks a route's NAME=VALUE lines.
 func (r *reader) env(lines []word) {
@@ -18,9 +17,9 @@ func (r *reader) env(lines []word) {
 	for _, l := range lines {
 		name, value, ok := strings.Cut(l.text, "=")
 		switch {
-		case secretShape.MatchString(l.text):
+		case secretShape().MatchString(l.text):
 			r.add(l.at, "env has a secret in it, and the agent would see it", "write {dummy}: the proxy puts the credential in its place")
-		case !ok || !envName.MatchString(name):
+		case !ok || !envName().MatchString(name):
 			r.addf(l.at, "write NAME=VALUE, such as ANTHROPIC_BASE_URL={url}", "env line %s", quoted(l.text))
 		case hasControl(value):
 			r.addf(l.at, "write it on one line", "env line %s has a control character", quoted(name))
@@ -30,7 +29,7 @@ func (r *reader) env(lines []word) {
 			r.addf(l.at, "remove one", "env sets %s twice", name)
 		}
 		seen[name] = true
-		for _, p := range braces.FindAllString(value, -1) {
+		for _, p := range braces().FindAllString(value, -1) {
 			if !slices.Contains(placeholders, p) {
 				r.addf(l.at, suggest(p, placeholders), "env line %s has the unknown placeholder %s", quoted(name), p)
 			}

@@ -30,7 +30,7 @@ func Presets() []Preset {
 
 func presetText(name string) (string, bool) {
 	data, err := presetFiles.ReadFile("presets/" + name + ".yaml")
-	return string(data), err == nil && nameForm.MatchString(name)
+	return string(data), err == nil && nameForm().MatchString(name)
 }
 
 func presetNames() []string {

@@ -110,7 +110,7 @@ func parseUpstream(s string) (Upstream, error) {
 	scheme, rest, ok := strings.Cut(s, "://")
 	scheme = strings.ToLower(scheme)
 	switch {
-	case secretShape.MatchString(s):
+	case secretShape().MatchString(s):
 		return Upstream{}, faultf("name the secret by `credential:`", "upstream has a secret in it")
 	case !ok:
 		return Upstream{}, faultf(form, "upstream %s is not a URL", quoted(s))
@@ -235,9 +235,9 @@ func parseHeader(s string) (Header, error) {
 	name, value, ok := strings.Cut(s, ":")
 	name, value = canonicalHeader(strings.TrimSpace(name)), strings.TrimSpace(value)
 	switch {
-	case secretShape.MatchString(s) || secretHeaders[name]:
+	case secretShape().MatchString(s) || secretHeaders[name]:
 		return Header{}, faultf("name the secret by `credential:` and say its header there", "add sets a credential")
-	case !ok || !token.MatchString(name) || value == "" || hasControl(value):
+	case !ok || !token().MatchString(name) || value == "" || hasControl(value):
 		return Header{}, faultf(`write "NAME: VALUE" in quotes`, "add is %s", quoted(s))
 	case framing[name]:
 		return Header{}, faultf("remove it", "add sets %s, which belongs to the connection, not to the request", name)

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,12 +12,12 @@ import (
 
 // The values that several sections share.
 
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var nameForm = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // name reads the name of an entry: it stands in messages, metrics and file names.
 func (r *reader) name(n *yaml.Node, what string) string {
 	s, ok := r.str(n, what)
-	if ok && (!nameForm.MatchString(s) || secretShape.MatchString(s)) {
+	if ok && (!nameForm().MatchString(s) || secretShape().MatchString(s)) {
 		r.fail(n, "write 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first", "%s is %s", what, quoted(s))
 		return ""
 	}
@@ -53,10 +52,10 @@ func (r *reader) ports(n *yaml.Node, what string) []port {
 	return all
 }
 
-var portRange = regexp.MustCompile(`^[0-9]+ *(-|:|\.\.) *[0-9]+$`)
+var portRange = pattern(`^[0-9]+ *(-|:|\.\.) *[0-9]+$`)
 
 func (r *reader) portNumber(n *yaml.Node, what string) (uint16, bool) {
-	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "-:.") && portRange.MatchString(n.Value) {
+	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "-:.") && portRange().MatchString(n.Value) {
 		r.fail(n, "list each port", "%s has a range: %s", what, quoted(n.Value))
 		return 0, false
 	}

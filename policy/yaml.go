@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,7 +143,7 @@ func decode(dec *yaml.Decoder) (n *yaml.Node, err error) {
 }
 
 var (
-	yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+	yamlLine = pattern(`^yaml: (?:line (\d+): )?`)
 	// The parser's words for the likeliest slips, and what to do about them.
 	yamlMends = []struct{ words, mend string }{
 		{"found character that cannot start any token", "indent with spaces, not tabs, and put a value that starts with @, ` or % in quotes"},
@@ -164,7 +163,7 @@ var (
 func (r *reader) syntax(err error) {
 	msg := err.Error()
 	at, mend := Position{r.file, 1, 1}, "put values with special characters in quotes"
-	if m := yamlLine.FindStringSubmatch(msg); m != nil {
+	if m := yamlLine().FindStringSubmatch(msg); m != nil {
 		msg = msg[len(m[0]):]
 		if line, err := strconv.Atoi(m[1]); err == nil {
 			at.Line = line

@@ -124,12 +124,10 @@ func unanswered(path string) error {
 	return nil
 }
 
-// procPath is a namespace by its process.
-var procPath = regexp.MustCompile(`^/proc/([0-9]+)/(?:task/[0-9]+/)?ns/net$`)
-
 // targetName is what the files of a target's gate are called.
 func targetName(pid int, path string) string {
-	if m := procPath.FindStringSubmatch(filepath.Clean(path)); m != nil {
+	byProcess := regexp.MustCompile(`^/proc/([0-9]+)/(?:task/[0-9]+/)?ns/net$`)
+	if m := byProcess.FindStringSubmatch(filepath.Clean(path)); m != nil {
 		return "pid-" + m[1]
 	}
 	if path != "" {

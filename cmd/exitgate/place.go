@@ -44,12 +44,9 @@ func within[T any](p place, f func() (T, error)) (v T, err error) {
 var errNotHere = errors.New("this gate fences another namespace than its own; start a process in there by the container engine " +
 	"(`docker exec -u UID`), with the variables of `exitgate env`")
 
-// nameLike is what a target's name may be made of: it becomes part of a path.
-var nameLike = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$`)
-
-// targetFile is a file of the instance that fences the named target, below /run/exitgate.
+// targetFile is a file of the instance that fences the named target, below /run/exitgate. The name becomes part of a path.
 func targetFile(name, suffix string) (string, error) {
-	if !nameLike.MatchString(name) {
+	if !regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$`).MatchString(name) {
 		return "", fmt.Errorf("%q cannot name a file in %s; set --control", name, runDir)
 	}
 	return runDir + "/" + name + suffix, nil

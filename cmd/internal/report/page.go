@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -32,20 +33,23 @@ type Rows struct {
 //go:embed page.html
 var source string
 
-var tmpl = template.Must(template.New("page").Funcs(template.FuncMap{
-	"size":  size,
-	"count": func(n any) string { return count(fmt.Sprint(n)) },
-	"day":   func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
-	"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") },
-	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"took":  took,
-	"part": func(n, of int64) string {
-		if of == 0 {
-			return "0"
-		}
-		return strconv.FormatFloat(100*float64(n)/float64(of), 'f', 2, 64)
-	},
-}).Parse(source))
+// tmpl is parsed when it is first used: few processes of this program write a page.
+var tmpl = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("page").Funcs(template.FuncMap{
+		"size":  size,
+		"count": func(n any) string { return count(fmt.Sprint(n)) },
+		"day":   func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+		"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") },
+		"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"took":  took,
+		"part": func(n, of int64) string {
+			if of == 0 {
+				return "0"
+			}
+			return strconv.FormatFloat(100*float64(n)/float64(of), 'f', 2, 64)
+		},
+	}).Parse(source))
+})
 
 // took is a duration as one reads it.
 func took(d time.Duration) string {

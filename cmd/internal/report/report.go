@@ -231,7 +231,7 @@ func (r *Report) Write(w io.Writer) error {
 	if len(r.agents) > 1 {
 		p.Agents = r.agents.shown(func(a, b *Row) int { return cmp.Compare(b.Bytes(), a.Bytes()) }, nil)
 	}
-	return tmpl.Execute(w, p)
+	return tmpl().Execute(w, p)
 }
 
 // shown sorts the rows that keep wants, and cuts off what is too much.
