@@ -102,9 +102,12 @@ func (k *keeper) once() string {
 // watch configures a new proxy and then asks it for signs of life: a stopped process is as bad as a dead one.
 func (k *keeper) watch(host *wire.Host, process Process) {
 	k.mu.Lock()
-	target := k.target
 	k.host, k.process = host, process
 	k.mu.Unlock()
+	target := k.first()
+	if target == nil {
+		return
+	}
 	if err := k.configure(host, target); err != nil {
 		k.engine.Log("the proxy does not take the policy: %v", err)
 		process.Kill()
@@ -219,8 +222,20 @@ func (k *keeper) apply(ctx context.Context, g *generation) error {
 
 func (k *keeper) retarget(g *generation) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.target = g
+	k.mu.Unlock()
+	k.engine.changed()
+}
+
+// first is the target, once there is one; nil when the gate ends before.
+func (k *keeper) first() (g *generation) {
+	_ = k.engine.Await(k.ctx, func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		g = k.target
+		return g != nil
+	})
+	return g
 }
 
 // await waits for the proxy to come to what cond, called with mu held, asks for.

@@ -14,8 +14,12 @@ import (
 
 // Start brings the first generation into force, in the order in which each step can still be refused: policy, secrets,
 // listeners, resolvers into the sets, the proxy, the listeners into the sets, the names that policy requires. The fence
-// is closed throughout; on an error nothing that was opened is left for an agent to use.
+// is closed throughout; on an error nothing that was opened is left for an agent to use. What is slow and needs nothing of
+// the policy begins first: the proxy's process, which does nothing before it is configured, and the deny log's transaction.
 func (e *Engine) Start(ctx context.Context) error {
+	go e.proxy.run()
+	logged := make(chan error, 1)
+	go func() { logged <- e.Fence.EnableDenyLog() }()
 	g, err := e.prove(nil)
 	if err != nil {
 		return err
@@ -28,10 +32,7 @@ func (e *Engine) Start(ctx context.Context) error {
 		return err
 	}
 	e.current.Store(g)
-	e.proxy.target = g
-	logged := make(chan error, 1) // a transaction of 20 ms, as long as the proxy's start
-	go func() { logged <- e.Fence.EnableDenyLog() }()
-	go e.proxy.run()
+	e.proxy.retarget(g)
 	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
 		return err
 	}
