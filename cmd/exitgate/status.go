@@ -3,11 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"strconv"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"exitgate/cmd/internal/control"
@@ -54,7 +51,7 @@ func (env *environment) status(wait string, asJSON bool) error {
 	if asJSON {
 		err = env.printJSON(s)
 	} else {
-		err = printStatus(env.stdout, s)
+		err = env.printStatus(s)
 	}
 	if err == nil && s.State != "ready" {
 		return exitError{code: exitDegraded}
@@ -75,81 +72,4 @@ func (env *environment) callWhenUp(wait bool, name string, q url.Values, out any
 		}
 		time.Sleep(startPoll)
 	}
-}
-
-func printStatus(w io.Writer, s engine.Status) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "%s\tgeneration %d, %s mode, up %s\n", strings.ToUpper(s.State), s.Generation, s.Mode, ago(s.Started))
-	for _, why := range s.Why {
-		fmt.Fprintf(t, "\t%s\n", why)
-	}
-	fmt.Fprintf(t, "policy\t%s (%.19s)\n", s.Policy, s.Digest)
-	if r := s.Reload; r != nil {
-		fmt.Fprintf(t, "last reload\t%s ago by %s: %s\n", ago(r.Time), r.Cause, outcome(r))
-	}
-	fmt.Fprintf(t, "proxy\tpid %d, %d restarts\n", s.Proxy.PID, s.Proxy.Restarts)
-	for _, a := range s.Agents {
-		fmt.Fprintf(t, "agent %s\tuid %d at http://%s, %d connections, %s in, %s out\n", a.Name, a.UID, a.Listen, a.Connections, size(a.BytesIn), size(a.BytesOut))
-	}
-	for _, r := range s.Routes {
-		fmt.Fprintf(t, "route %s\t%s -> %s%s\n", r.Name, r.Path, r.Upstream, suffix(" with ", r.Credential))
-	}
-	for _, c := range s.Credentials {
-		fmt.Fprintf(t, "credential %s\t%s from %s%s\n", c.Name, c.State, c.Source, suffix(": ", c.Why))
-	}
-	for _, h := range s.Hosts {
-		fmt.Fprintf(t, "host %s\t%s%s\n", h.Host, addresses(h), suffix("; ", h.LastError))
-	}
-	fmt.Fprintf(t, "resolvers\t%s\n", strings.Join(s.Resolvers, " "))
-	fmt.Fprintf(t, "denied packets\tagent %d, root %d, inbound %d\n", s.Denied["agent_denied"], s.Denied["root_denied"], s.Denied["inbound_denied"])
-	for _, warning := range s.Warnings {
-		fmt.Fprintf(t, "warning\t%s\n", warning)
-	}
-	return t.Flush()
-}
-
-func ago(t time.Time) string { return time.Since(t).Round(time.Second).String() }
-
-func outcome(r *engine.ReloadResult) string {
-	switch {
-	case !r.OK:
-		return "failed, the policy before it stays"
-	case r.Unchanged:
-		return "nothing had changed"
-	}
-	return fmt.Sprintf("%d changes widened, %d narrowed", len(r.Widens), len(r.Narrows))
-}
-
-func addresses(h engine.HostStatus) string {
-	if len(h.Addresses) == 0 {
-		return "no address yet"
-	}
-	var out []string
-	for _, a := range h.Addresses {
-		one := fmt.Sprintf("%s (%.0f s", a.Address, a.Lease)
-		if a.Pins > 0 {
-			one += fmt.Sprintf(", %d in use", a.Pins)
-		}
-		out = append(out, one+")")
-	}
-	return strings.Join(out, " ")
-}
-
-func suffix(before, s string) string {
-	if s == "" {
-		return ""
-	}
-	return before + s
-}
-
-func size(n uint64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
 }

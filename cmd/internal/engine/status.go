@@ -28,6 +28,7 @@ type Status struct {
 	Denied      map[string]uint64  `json:"denied_packets"`
 	Proxy       ProxyStatus        `json:"proxy"`
 	Drift       DriftStatus        `json:"drift"`
+	Hardening   []string           `json:"missing_hardening,omitempty"` // among the warnings: what our surroundings lack
 	Warnings    []string           `json:"warnings,omitempty"`
 }
 
@@ -130,6 +131,7 @@ func (e *Engine) Status() Status {
 		s.Reload = &last
 	}
 	s.Drift = e.drift
+	s.Hardening = append(s.Hardening, e.warnings...)
 	s.Warnings = append(s.Warnings, e.warnings...)
 	e.mu.Unlock()
 	s.State, s.Why = e.verdict(&s)
