@@ -271,7 +271,7 @@ func writeImage(w *tar.Writer) error {
 	for _, file := range []struct {
 		name, from string
 		mode       int64
-	}{{"bin/busybox", busybox, 0o755}, {"usr/local/bin/exitgate", binary, 0o755}, {"usr/local/bin/probe", probe, 0o755}, {"usr/local/bin/setuid-probe", probe, 0o4755}} {
+	}{{"bin/busybox", busybox, 0o755}, {"usr/local/bin/exitgate", binary, 0o755}, {"usr/local/bin/probe", probe, 0o755}, {"usr/local/bin/setuid-probe", probe, 0o4755}, {"usr/local/bin/claude", hostBin + "/claude", 0o755}} {
 		data, err := os.ReadFile(file.from)
 		errs = append(errs, err)
 		add(tar.Header{Typeflag: tar.TypeReg, Name: file.name, Mode: file.mode}, data)

@@ -111,6 +111,9 @@ func prepare() (err error) {
 	if err := build(probe, "./probe"); err != nil {
 		return err
 	}
+	if err := setReadme(); err != nil {
+		return err
+	}
 	return errors.Join(
 		showMachineNet(),
 		cover("/etc/resolv.conf", fmt.Sprintf("nameserver %s\n", internet.DNS.Addr4), false),
