@@ -32,42 +32,55 @@ var taken = map[string]string{
 // withoutLandlock are refused by file permissions alone, which root has.
 const withoutLandlock = "EACCES|EPERM|ok"
 
-// takeoverBinary is the program with a proxy that turns on its PID 1 once it is as hardened as ever.
-func takeoverBinary(t *testing.T) string {
+// overlaid is the program with one file of its source changed, and files added, without touching the tree.
+func overlaid(t *testing.T, file string, change func(string) string, added map[string]string) string {
 	t.Helper()
 	dir, err := filepath.Abs(module)
 	if err != nil {
 		t.Fatal(err)
 	}
-	original := filepath.Join(dir, "cmd/exitgate/proxyprocess.go")
+	original := filepath.Join(dir, file)
 	text, err := os.ReadFile(original)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const before = "\t_ = guest.Serve("
-	changed := strings.Replace(string(text), before, "\tgo takeover(guest, \"/etc/exitgate/orders\")\n"+before, 1)
-	if changed == string(text) || !strings.Contains(changed[:strings.Index(changed, "go takeover")], "HardenProxy()") {
-		t.Fatal("proxyprocess.go does not harden itself before it serves as this test knows it")
+	changed := change(string(text))
+	if changed == string(text) {
+		t.Fatalf("%s is not as this test knows it", file)
 	}
 	into := t.TempDir()
-	replaced, out := filepath.Join(into, "proxyprocess.go"), filepath.Join(into, "exitgate")
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		original: replaced, filepath.Join(dir, "cmd/exitgate/takeover.go"): filepath.Join(dir, "integration/attack/testdata/takeover/takeover.go"),
-	}})
+	replaced, out, list := filepath.Join(into, "changed.go"), filepath.Join(into, "exitgate"), filepath.Join(into, "overlay.json")
+	overlay := map[string]string{original: replaced}
+	for to, from := range added {
+		overlay[filepath.Join(dir, to)] = filepath.Join(dir, from)
+	}
+	data, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, data := range map[string][]byte{replaced: []byte(changed), filepath.Join(into, "overlay.json"): overlay} {
+	for path, data := range map[string][]byte{replaced: []byte(changed), list: data} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("go", "build", "-overlay", filepath.Join(into, "overlay.json"), "-o", out, "exitgate/cmd/exitgate")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-overlay", list, "-o", out, "exitgate/cmd/exitgate")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off")
 	if said, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, said)
 	}
 	return out
+}
+
+// takeoverBinary is the program with a proxy that turns on its PID 1 once it is as hardened as ever.
+func takeoverBinary(t *testing.T) string {
+	t.Helper()
+	return overlaid(t, "cmd/exitgate/proxyprocess.go", func(text string) string {
+		hardened, serves, ok := strings.Cut(text, "\t_ = guest.Serve(")
+		if !ok || !strings.Contains(hardened, "HardenProxy()") {
+			return text
+		}
+		return hardened + "\tgo takeover(guest, \"/etc/exitgate/orders\")\n\t_ = guest.Serve(" + serves
+	}, map[string]string{"cmd/exitgate/takeover.go": "integration/attack/testdata/takeover/takeover.go"})
 }
 
 // TestTakeover: whoever takes the proxy over has its job and no more. The control is the same code as root in a box without a fence.
