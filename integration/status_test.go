@@ -143,7 +143,10 @@ func TestWatchGoesOn(t *testing.T) {
 	if out := g.kill9(before.PID); out.Code != 0 {
 		t.Fatalf("kill: %s", out.Stderr)
 	}
-	eventually(t, "another proxy runs", func() bool { s := g.status(); return s.Proxy.PID != 0 && s.Proxy.PID != before.PID && s.State == "ready" })
+	eventually(t, "another proxy runs", func() bool {
+		s := g.status()
+		return s.Proxy.PID != 0 && s.Proxy.PID != before.PID && s.State == "ready"
+	})
 	round("after")
 	if !all.has("child", "killed") {
 		t.Errorf("the proxy's end is not shown: %q", all.all())

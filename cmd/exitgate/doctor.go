@@ -32,8 +32,10 @@ func newDoctorCommand(env *environment) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor [--json]",
 		Short: "what this kernel, container and policy lack, each with its mend",
-		Long: "Looks at the kernel's features, this container's capabilities and flags, its resolvers, setuid programs, the files of\n" +
-			"the credentials and sockets of root's that listen. The exit code is 1 when something is amiss that weakens the fence.",
+		Long: "Looks at the kernel's features and clock, this container's capabilities, flags and namespaces, its resolvers, IPv6, the\n" +
+			"policy and its credentials, setuid programs, sockets of root's that listen, and limits. Each finding is ok, info, warn or\n" +
+			"high, with what mends it. The exit code is 1 when there is one that is high: it weakens the fence, or keeps it from\n" +
+			"standing.",
 		Example: "  docker exec NAME exitgate doctor\n  docker run --rm --cap-add NET_ADMIN IMAGE exitgate doctor",
 		Args:    cobra.NoArgs,
 		RunE:    func(*cobra.Command, []string) error { return env.doctor(asJSON) },
@@ -45,8 +47,8 @@ func newDoctorCommand(env *environment) *cobra.Command {
 func (env *environment) doctor(asJSON bool) error {
 	var all []finding
 	for _, look := range []func(*environment) []finding{
-		(*environment).checkKernel, (*environment).checkPrivileges, (*environment).checkNetwork, (*environment).checkPolicy,
-		(*environment).checkSetuid, (*environment).checkListeners, (*environment).checkLimits,
+		(*environment).checkKernel, (*environment).checkClock, (*environment).checkPrivileges, (*environment).checkNamespaces,
+		(*environment).checkNetwork, (*environment).checkPolicy, (*environment).checkSetuid, (*environment).checkListeners, (*environment).checkLimits,
 	} {
 		all = append(all, look(env)...)
 	}
@@ -84,7 +86,7 @@ var oldest = [2]int{5, 10}
 func (env *environment) checkKernel() []finding {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return []finding{{"warn", "the kernel's version cannot be read", ""}}
+		return []finding{{"warn", "the kernel's version cannot be read", "allow uname(2) in the seccomp profile"}}
 	}
 	release := unix.ByteSliceToString(u.Release[:])
 	var major, minor int
@@ -93,14 +95,7 @@ func (env *environment) checkKernel() []finding {
 	if major < oldest[0] || major == oldest[0] && minor < oldest[1] {
 		out[0] = finding{"high", "Linux " + release + " is too old: uids in nftables rules are not read in the container's user namespace", "use Linux 5.10 or later"}
 	}
-	if n, err := env.number("proc/sys/net/ipv4/tcp_fastopen"); err == nil && n&0x204 != 0 {
-		out = append(out, finding{"warn", "TCP Fast Open without cookies is on: data could reach a listener with the first packet; the fence refuses the option",
-			"sysctl net.ipv4.tcp_fastopen=1"})
-	}
-	if n, err := env.number("proc/sys/net/ipv6/conf/all/disable_ipv6"); err == nil && n == 1 {
-		out = append(out, ok("IPv6 is off here; its rules are in place and idle"))
-	}
-	return out
+	return append(out, env.checkFeatures()...)
 }
 
 func (env *environment) number(path string) (int, error) {
@@ -117,7 +112,7 @@ func (env *environment) checkPrivileges() []finding {
 	}
 	facts, err := supervise.Probe()
 	if err != nil {
-		return []finding{{"warn", "capabilities cannot be read: " + err.Error(), ""}}
+		return []finding{{"warn", "capabilities cannot be read: " + err.Error(), "mount /proc"}}
 	}
 	var out []finding
 	for _, gap := range facts.Gaps() {
@@ -155,7 +150,7 @@ func (env *environment) checkNetwork() []finding {
 			}
 		case strings.Contains(line, "ExtServers:"):
 			_, servers, _ := strings.Cut(line, "ExtServers:")
-			out = append(out, ok("the engine's resolver asks %s; those without host(...) it asks from inside this namespace", strings.TrimSpace(servers)))
+			out = append(out, engineResolvers(strings.Fields(strings.Trim(strings.TrimSpace(servers), "[]")))...)
 		}
 	}
 	p, err := env.loadPolicy(env.settings.Policy)
@@ -180,6 +175,19 @@ func resolverGap(resolvConf []byte) string {
 		"name it and them in the policy: `dns.servers: [127.0.0.11, ADDRESS]`"
 }
 
+// engineResolvers are those that the engine's own resolver asks. host(...) it asks from the host's namespace, the others
+// from inside this one, as root: the fence lets exactly those through.
+func engineResolvers(servers []string) (out []finding) {
+	for _, s := range servers {
+		if strings.HasPrefix(s, "host(") {
+			out = append(out, ok("the engine asks %s outside this namespace", s))
+		} else {
+			out = append(out, ok("the engine asks %s from inside this namespace: the fence lets root ask it, and the agent not", s))
+		}
+	}
+	return out
+}
+
 func resolverFinding(a netip.Addr) finding {
 	switch {
 	case a == netip.MustParseAddr("127.0.0.11"):
@@ -199,7 +207,7 @@ func (env *environment) checkPolicy() []finding {
 	}
 	out := []finding{ok("policy %s", env.settings.Policy)}
 	for _, w := range append(p.Warnings(), p.Expired(env.now())...) {
-		out = append(out, finding{"warn", w.Error(), ""})
+		out = append(out, finding{"warn", w.Position.String() + ": " + w.What, w.Mend})
 	}
 	for _, c := range p.Credentials {
 		if c.From.Scheme == "env" {
@@ -207,6 +215,8 @@ func (env *environment) checkPolicy() []finding {
 				"give it as a file: `from: file:/run/secrets/" + c.Name + "`"})
 		}
 	}
+	out = append(out, env.checkFastOpen(p)...)
+	out = append(out, env.checkEnvironment(p)...)
 	files := &policy.Policy{File: p.File, Agents: p.Agents}
 	for _, c := range p.Credentials {
 		if c.From.Scheme == "file" {
@@ -234,7 +244,7 @@ const setuidTime = 5 * time.Second
 func (env *environment) checkSetuid() []finding {
 	names, whole := setuidBelow(filepath.Join("/", env.root), env.now().Add(setuidTime), env.now)
 	if !whole {
-		return append(env.setuidFindings(names), finding{"info", fmt.Sprintf("the search for setuid programs ended after %v", setuidTime), ""})
+		return append(env.setuidFindings(names), finding{"info", fmt.Sprintf("the search for setuid programs ended after %v", setuidTime), "find / -xdev -perm /6000"})
 	}
 	return env.setuidFindings(names)
 }
@@ -284,34 +294,4 @@ func (env *environment) setuidFindings(names []string) []finding {
 	}
 	what := fmt.Sprintf("%d setuid, setgid or file-capability programs: %s", len(names), strings.Join(names[:min(len(names), maxSetuid)], " "))
 	return []finding{{level, what, "--security-opt no-new-privileges takes their effect away; `exitgate run` does so for the agent in any case"}}
-}
-
-// checkListeners names TCP sockets of root's that listen, which only the fence keeps from the agent.
-func (env *environment) checkListeners() []finding {
-	var out []finding
-	for _, file := range []string{"proc/net/tcp", "proc/net/tcp6"} {
-		data, err := os.ReadFile(filepath.Join("/", env.root, file))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(data)) {
-			f := strings.Fields(line)
-			if len(f) < 8 || f[3] != "0A" || f[7] != "0" {
-				continue
-			}
-			_, hexPort, _ := strings.Cut(f[1], ":")
-			if port, err := strconv.ParseUint(hexPort, 16, 16); err == nil {
-				out = append(out, finding{"info", fmt.Sprintf("root listens on TCP port %d: the fence keeps the agent from it, nothing else does", port), ""})
-			}
-		}
-	}
-	return out
-}
-
-func (env *environment) checkLimits() []finding {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Max < 4096 {
-		return []finding{{"warn", fmt.Sprintf("at most %d open files: two for each connection of an agent", l.Max), "--ulimit nofile=65536"}}
-	}
-	return nil
 }
