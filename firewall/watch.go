@@ -40,7 +40,7 @@ func (w *Writer) Watch(ctx context.Context, every time.Duration, report func(Dri
 	if !ok {
 		return errNotWatchable
 	}
-	touched := true // what changed between Install and now was not heard of
+	touched := false // notices wait since the connection was opened
 	for {
 		failed := false
 		for _, d := range w.check(k, touched) {

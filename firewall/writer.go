@@ -69,10 +69,8 @@ func (w *Writer) EnableDenyLog() error {
 	if w.rules == nil {
 		return ErrNotInstalled
 	}
-	got, err := w.kernel.Dump()
-	if err != nil {
-		return err
-	}
+	got := w.want
+	got.elements = w.have.list()
 	if err := w.install(withDenyLog(record), got); err != nil {
 		if _, rerr := w.resync(); rerr != nil {
 			return fmt.Errorf("deny log: %w; and on reading back: %w", err, rerr)
