@@ -119,16 +119,26 @@ func startDocker() (*engine, error) {
 	}
 }
 
-// podmanConf keeps podman to limits that a root without CAP_SYS_RESOURCE may set, and to files where no systemd is.
-const podmanConf = `[containers]
-default_ulimits = ["nofile=1024:20000", "nproc=10000:20000"]
-[network]
+// podmanConf keeps podman to files where no systemd is, and to limits that it may set.
+const podmanConf = `[network]
 network_backend = "netavark"
 network_config_dir = "%[1]s/networks"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
+[engine.runtimes]
+runc = ["%[2]s"]
+`
+
+// limitless is runc without the resource limits that podman asks for: kube play has no other way than 1048576 open files, which a
+// root without CAP_SYS_RESOURCE may not set.
+const limitless = `#!/bin/sh
+for word; do
+	[ "$before" != --bundle ] && [ "$before" != -b ] || sed -i 's/"rlimits":\[[^]]*\],//' "$word/config.json"
+	before=$word
+done
+exec runc "$@"
 `
 
 func startPodman() (*engine, error) { return startPodmanAs(0, "/run/rig/podman") }
@@ -164,7 +174,8 @@ func startPodmanAs(uid uint32, dir string) (*engine, error) {
 		}
 	}
 	conf := dir + "/containers.conf"
-	if err := errors.Join(os.WriteFile(conf, fmt.Appendf(nil, podmanConf, dir), 0o644), os.Chown(conf, int(uid), int(uid))); err != nil {
+	if err := errors.Join(os.WriteFile(conf, fmt.Appendf(nil, podmanConf, dir, dir+"/runc"), 0o644), os.WriteFile(dir+"/runc", []byte(limitless), 0o755),
+		os.Chown(conf, int(uid), int(uid)), os.Chown(dir+"/runc", int(uid), int(uid))); err != nil {
 		return nil, err
 	}
 	e := &engine{name: "podman", podman: true, uid: uid,
@@ -243,7 +254,7 @@ func (e *engine) load() error {
 	if err := writeImage(tar.NewWriter(&archive)); err != nil {
 		return err
 	}
-	_, err := e.do(archive.String(), "import", "-", image)
+	_, err := e.do(archive.String(), "import", "--change", "ENV PATH=/usr/local/bin:/bin", "-", image)
 	return err
 }
 

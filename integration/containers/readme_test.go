@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -351,6 +353,22 @@ func TestReadmeActions(t *testing.T) {
 	if _, err := os.Stat("/run/secrets/" + inputs["credential-name"]); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the credential is left behind: %v", err)
 	}
+}
+
+// fetch gets a page from the stage.
+func fetch(t testing.TB, url string) string {
+	t.Helper()
+	client := http.Client{Timeout: patience}
+	r, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 func strictly(t testing.TB, text []byte, into any) {
