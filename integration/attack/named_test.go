@@ -1,41 +1,17 @@
 package attack
 
 import (
-	"io/fs"
-	"os"
-	"path/filepath"
-	"regexp"
-	"strings"
 	"testing"
+
+	"exitgate/integration/rig"
 )
 
 const module = "../.." // of the module, from this package's directory
 
-var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
-
-// allTests are the tests of the module by "package.Name", the package by the last part of its path.
+// allTests are the tests of the module by "package.Name".
 func allTests(t testing.TB) map[string]bool {
 	t.Helper()
-	all := map[string]bool{}
-	err := filepath.WalkDir(module, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && path != module && strings.HasPrefix(d.Name(), ".") && d.Name() != ".." {
-			return fs.SkipDir
-		}
-		if !strings.HasSuffix(path, "_test.go") {
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		for _, m := range testFunc.FindAllSubmatch(text, -1) {
-			all[filepath.Base(filepath.Dir(path))+"."+string(m[1])] = true
-		}
-		return nil
-	})
+	all, err := rig.Tests(module)
 	if err != nil || len(all) < 100 {
 		t.Fatalf("%d tests found: %v", len(all), err)
 	}
