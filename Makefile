@@ -4,7 +4,7 @@ BINARY  := .build/exitgate
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.commit=$(COMMIT)
 
-.PHONY: build demo clients test attack race fuzz bench bench-peers lint clean
+.PHONY: build demo clients test attack leaks race fuzz bench bench-peers lint clean
 
 build: ## the one static binary
 	@mkdir -p .build
@@ -22,6 +22,9 @@ test: build lint ## everything, as root, in namespaces that the tests make
 
 attack: build ## every way out, up and in that we know of, as a table: case, road, expected, seen, control
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 -v ./integration/attack
+
+leaks: build ## upstreams that send the credential back in every form, on every channel: group, case, expected, seen, control
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 -v ./integration/leaks
 
 race: ## the same packages under the race detector
 	$(GO) test -race -count=1 $$($(GO) list ./... | grep -v integration)

@@ -15,7 +15,6 @@ package leaks
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -76,17 +75,12 @@ func (t *rows) print(w io.Writer) {
 	fmt.Fprintf(w, "%d rows\n", len(t.all))
 }
 
-var update = flag.Bool("rows", false, "print each row as it comes")
-
 // judge adds a row, and fails the test where what was seen is none of the expected, which are separated by |.
 func judge(t testing.TB, r row) {
 	t.Helper()
 	table.mu.Lock()
 	table.all = append(table.all, r)
 	table.mu.Unlock()
-	if *update {
-		t.Logf("%+v", r)
-	}
 	if !slices.Contains(strings.Split(r.want, "|"), r.seen) {
 		t.Errorf("%s %s: %s, want %s (control: %s)", r.group, r.name, r.seen, r.want, r.control)
 	}

@@ -44,6 +44,9 @@ func (s *scene) sweep(t *testing.T, group string) {
 		if len(text) == 0 && name != "suggest" {
 			control = "FAILED it is empty"
 		}
+		if name == "log and audit" && !strings.Contains(text, `"path":"/c/v1/x"`) {
+			control = "FAILED the requests are not in it"
+		}
 		judge(t, row{group, "afterwards: " + name, "nothing", seen, control})
 	}
 	files, own := s.files(t)
@@ -51,7 +54,7 @@ func (s *scene) sweep(t *testing.T, group string) {
 	if own != 4 {
 		control = "FAILED " + control
 	}
-	judge(t, row{group, "afterwards: files of the box", "", files, control})
+	judge(t, row{group, "afterwards: files of the box that hold it", "its own alone", strings.TrimSpace("its own alone " + files), control})
 }
 
 // files lists the files of the box that hold a secret and are not its own, and counts those that are.
