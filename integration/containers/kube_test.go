@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"exitgate/integration/prober"
+	"exitgate/integration/rig"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -105,36 +106,15 @@ func (c *cluster) forPodman(t testing.TB, dir string) []byte {
 	return text
 }
 
-// publish writes files as the kubelet's AtomicWriter does: a new directory, then ..data swapped to it by rename; the names in the mounted
-// directory are links through ..data and never change.
+// publish makes or changes a mounted ConfigMap or Secret; without files it is an emptyDir.
 func publish(t testing.TB, dir string, mode os.FileMode, files map[string][]byte) {
 	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil && len(files) > 0 {
+		err = rig.PublishConfigMap(dir, mode, files)
 	}
-	must(os.MkdirAll(dir, 0o755))
-	if len(files) == 0 {
-		return
-	}
-	old, _ := os.Readlink(filepath.Join(dir, "..data"))
-	fresh, err := os.MkdirTemp(dir, "..2026_11_22_")
-	must(err)
-	must(os.Chmod(fresh, 0o755))
-	for name, text := range files {
-		must(os.WriteFile(filepath.Join(fresh, name), text, mode))
-	}
-	must(os.Symlink(filepath.Base(fresh), filepath.Join(dir, "..data_tmp")))
-	must(os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
-	for name := range files {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
-			must(os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)))
-		}
-	}
-	if old != "" {
-		must(os.RemoveAll(filepath.Join(dir, old)))
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
