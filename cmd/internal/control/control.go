@@ -200,13 +200,18 @@ func (c Client) open(ctx context.Context, name string, q url.Values) (io.ReadClo
 	return nil, errors.New(f.Error)
 }
 
-// explain tells the three reasons apart why nothing answers.
+// explain tells apart why nothing answers. A caller that may not call has its connection closed, which net/http words in
+// four ways, by how far it had come.
 func (c Client) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w (%s)", ErrNotRunning, c.Path)
-	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case os.Geteuid() != 0:
 		return fmt.Errorf("%s: only root may ask the gate; run this as root", c.Path)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%s: the gate cannot be reached: %w; run this as root, with CAP_DAC_OVERRIDE", c.Path, err)
 	}
-	return err
+	return fmt.Errorf("%s: the gate hung up: it is ending, or this process may not ask it; look at its log", c.Path)
 }
