@@ -41,7 +41,7 @@ func TestLeastCapabilities(t *testing.T) {
 			[]string{"--security-opt", "no-new-privileges"}), "exitgate", "run", "--", "sleep", "1000")
 		c.ready()
 		for _, command := range []string{"status", "doctor"} {
-			if o := c.exec("exitgate", command); !strings.Contains(o.stdout, "--cap-add "+missing) {
+			if o := c.exec("exitgate", command); !strings.Contains(flat(o.stdout), "--cap-add "+missing) {
 				t.Errorf("%s without %s: %v; want what to add", command, missing, o)
 			}
 		}
@@ -100,7 +100,7 @@ func TestSetuidPrograms(t *testing.T) {
 		if got := effectiveUID(c.through(nil, append([]string{"exitgate", "exec", "--"}, setuid...), self)[0]); got != "1000" {
 			t.Errorf("%s, exitgate exec: uid %s; want 1000", c.name, got)
 		}
-		if o := c.container.exec("exitgate", "doctor"); o.code != c.doctor || strings.Contains(o.stdout, "--security-opt no-new-privileges") != true {
+		if o := c.container.exec("exitgate", "doctor"); o.code != c.doctor || !strings.Contains(flat(o.stdout), "--security-opt no-new-privileges") {
 			t.Errorf("%s, doctor: %v; want exit %d", c.name, o, c.doctor)
 		}
 	}
@@ -114,7 +114,7 @@ func TestEngineProfile(t *testing.T) {
 		}
 		c := e.gate(t, somewhere(t).policy())
 		o := c.exec("grep", "^Seccomp:", "/proc/1/status")
-		if strings.Join(strings.Fields(o.stdout), " ") != "Seccomp: 2" {
+		if flat(o.stdout) != "Seccomp: 2" {
 			t.Errorf("PID 1: %v", o)
 		}
 		self := c.through(nil, []string{"exitgate", "exec", "--", "probe", "serve"}, prober.Probe{Op: "self"})[0].Self

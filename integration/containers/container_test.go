@@ -205,6 +205,9 @@ func (c *container) exec(args ...string) output {
 	return o
 }
 
+// flat is text without the line breaks that fit it to a screen.
+func flat(text string) string { return strings.Join(strings.Fields(text), " ") }
+
 // logs is what PID 1 and its agent have printed.
 func (c *container) logs() string {
 	c.t.Helper()
