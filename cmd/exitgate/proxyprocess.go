@@ -25,6 +25,7 @@ func runProxy() int {
 		fmt.Fprintln(os.Stderr, "exitgate proxy is started by `exitgate run`; it is no command of its own")
 		return exitOurs
 	}
+	tuneMemory()
 	if err := supervise.HardenProxy(); err != nil {
 		fmt.Fprintf(os.Stderr, "the proxy could not give up its rights: %v\n", err)
 		return exitOurs
