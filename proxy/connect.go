@@ -230,12 +230,9 @@ const spliceFrom = 16 << 10
 // pump moves bytes until p.from ends. It waits without a buffer or a pipe, so an
 // idle tunnel holds neither; then it moves what is there, counted before it leaves.
 func (t *tunnel) pump(p *pump) error {
-	wait := newWaiter(p.from)
+	in := newIntake(p.from)
 	for seen := int64(0); ; {
-		n, err := wait.ready()
-		if err == nil {
-			n, err = p.move(n)
-		}
+		n, err := p.move(in)
 		t.count(p.sum, p.agent, n)
 		switch {
 		case err == io.EOF:
@@ -249,27 +246,25 @@ func (t *tunnel) pump(p *pump) error {
 	}
 }
 
-// move moves the n bytes that are there; of an unknown number it reads once.
-func (p *pump) move(n int) (int, error) {
-	if n >= spliceFrom {
-		if err := p.pay(n); err != nil {
-			return 0, err
-		}
-		moved, err := io.Copy(p.to, &io.LimitedReader{R: p.from, N: int64(n)})
-		return int(moved), err
-	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	n, end := p.from.Read(*buf)
+// move waits for bytes and moves those that came: few by a buffer, many within the
+// kernel.
+func (p *pump) move(in *intake) (int, error) {
+	many, err := in.wait()
+	defer in.free()
+	n := max(many, in.n)
 	if n == 0 {
-		return 0, end
+		return 0, err
 	}
 	if err := p.pay(n); err != nil {
 		return 0, err
 	}
-	n, err := p.to.Write((*buf)[:n])
-	if err == nil {
-		err = end
+	if many > 0 {
+		moved, err := io.Copy(p.to, &io.LimitedReader{R: p.from, N: int64(n)})
+		return int(moved), err
+	}
+	n, failed := p.to.Write((*in.buf)[:n])
+	if failed != nil {
+		err = failed
 	}
 	return n, err
 }
@@ -281,37 +276,75 @@ func (p *pump) pay(n int) error {
 	return p.charge(n)
 }
 
-// waiter waits until a connection has something to be read.
-type waiter struct {
-	raw syscall.RawConn // nil: it cannot be asked, and reading waits
-	ask func(fd uintptr) bool
-	n   int
+// intake reads from a connection, with a buffer that it takes when there is
+// something to be read and not before.
+type intake struct {
+	nc   net.Conn
+	raw  syscall.RawConn // nil: reading waits with the buffer in hand
+	try  func(fd uintptr) bool
+	buf  *[]byte // of buffers, from wait until free
+	n    int     // bytes in buf
+	many int     // bytes that wait unread: enough for a splice
+	full bool    // the last read filled the buffer: it may be worth while to ask how much waits
+	err  error
 }
 
-func newWaiter(nc net.Conn) *waiter {
-	w := &waiter{}
+func newIntake(nc net.Conn) *intake {
+	in := &intake{nc: nc}
 	if sc, ok := nc.(syscall.Conn); ok {
-		w.raw, _ = sc.SyscallConn()
+		in.raw, _ = sc.SyscallConn()
 	}
-	w.ask = func(fd uintptr) bool {
-		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
-		if n, err := unix.Poll(fds[:], 0); err == nil && n == 0 {
+	in.try = func(fd uintptr) bool {
+		if in.full {
+			if in.many, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ); in.many >= spliceFrom {
+				return true
+			}
+			in.many = 0
+		}
+		in.take()
+		for in.err = unix.EINTR; in.err == unix.EINTR; {
+			in.n, in.err = unix.Read(int(fd), *in.buf)
+		}
+		if in.err == unix.EAGAIN {
+			in.free()
 			return false
 		}
-		w.n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
 		return true
 	}
-	return w
+	return in
 }
 
-// ready returns how many bytes are there, 0 at an end or where it is not known.
-func (w *waiter) ready() (int, error) {
-	if w.raw == nil {
-		return 0, nil
+func (in *intake) take() {
+	if in.buf == nil {
+		in.buf = buffers.Get().(*[]byte)
 	}
-	w.n = 0
-	err := w.raw.Read(w.ask)
-	return w.n, err
+}
+
+func (in *intake) free() {
+	if in.buf != nil {
+		buffers.Put(in.buf)
+		in.buf = nil
+	}
+}
+
+// wait waits for bytes and reads them into buf, unless they are so many that they
+// are better spliced. An end is io.EOF.
+func (in *intake) wait() (many int, err error) {
+	in.n, in.many, in.err = 0, 0, nil
+	if in.raw == nil {
+		in.take()
+		in.n, in.err = in.nc.Read(*in.buf)
+	} else if err := in.raw.Read(in.try); err != nil {
+		in.n, in.many, in.err = 0, 0, err
+	}
+	if in.many > 0 {
+		return in.many, nil
+	}
+	if in.n = max(in.n, 0); in.n == 0 && in.err == nil {
+		in.err = io.EOF
+	}
+	in.full = in.buf != nil && in.n == len(*in.buf)
+	return 0, in.err
 }
 
 func (t *tunnel) count(sum *atomic.Int64, agent *atomic.Uint64, n int) {
