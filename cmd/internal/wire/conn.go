@@ -49,7 +49,9 @@ type link struct {
 	conn  *net.UnixConn
 	limit uint32 // bytes of one incoming frame
 
-	in    []byte // read and not yet framed
+	in    []byte // read; from at on not yet framed
+	at    int
+	words words // of the events that came
 	files []*os.File
 
 	writing sync.Mutex
@@ -105,20 +107,25 @@ func (l *link) read() (*Message, error) {
 	if err := l.fill(4); err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint32(l.in)
+	n := binary.BigEndian.Uint32(l.in[l.at:])
 	if n > l.limit {
 		return nil, fmt.Errorf("a frame of %d bytes is over the limit of %d", n, l.limit)
 	}
 	if err := l.fill(4 + int(n)); err != nil {
 		return nil, err
 	}
-	m, err := decode(l.in[4 : 4+n])
-	l.in = l.in[:copy(l.in, l.in[4+n:])]
+	m, err := decode(l.in[l.at+4:][:n], &l.words)
+	l.at += 4 + int(n)
 	return m, err
 }
 
-// fill reads until n bytes are there.
+// fill reads until n bytes are there. What is there moves to the front only when more has to be read.
 func (l *link) fill(n int) error {
+	if len(l.in)-l.at >= n {
+		return nil
+	}
+	l.in = l.in[:copy(l.in, l.in[l.at:])]
+	l.at = 0
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	for len(l.in) < n {
 		buf := l.in[len(l.in):cap(l.in)]

@@ -23,6 +23,7 @@ const maxText = 1024
 
 // codec reads or writes the fields of an event, so that the two cannot differ.
 type codec interface {
+	word(*string) // one of few: a policy's names, a fixed phrase
 	text(*string)
 	number(*int64)
 	addr(*netip.AddrPort)
@@ -31,8 +32,10 @@ type codec interface {
 // visit names every field once.
 func visit(c codec, e *Event) {
 	ev := &e.Event
-	for _, s := range []*string{&ev.Event, &ev.Agent, &ev.Exe, &ev.Method, &ev.Host, &ev.Path, &ev.Rule, &ev.Decision, &ev.Reason,
-		&ev.Upstream, &ev.ID, &ev.Proto, &ev.Address} {
+	for _, s := range []*string{&ev.Event, &ev.Agent, &ev.Exe, &ev.Method, &ev.Host, &ev.Rule, &ev.Decision, &ev.Upstream, &ev.Proto} {
+		c.word(s)
+	}
+	for _, s := range []*string{&ev.Path, &ev.Reason, &ev.ID, &ev.Address} {
 		c.text(s)
 	}
 	when, uid, pid, port, status := ev.Time.UnixNano(), int64(ev.UID), int64(ev.PID), int64(ev.Port), int64(ev.Status)
@@ -87,10 +90,12 @@ func (a *appender) text(s *string) {
 	a.b = append(binary.AppendUvarint(a.b, uint64(len(short))), short...)
 }
 
+func (a *appender) word(s *string) { a.text(s) }
+
 func (a *appender) addr(p *netip.AddrPort) {
-	raw, _ := p.MarshalBinary() // never fails
-	text := string(raw)
-	a.text(&text)
+	var buf [64]byte
+	raw, _ := p.AppendBinary(buf[:0]) // never fails
+	a.b = append(binary.AppendUvarint(a.b, uint64(len(raw))), raw...)
 }
 
 // appendEvent adds a whole frame, with its length.
@@ -105,8 +110,27 @@ func appendEvent(b []byte, e *Event) []byte {
 
 // parser reads. After the first mistake it reads nothing.
 type parser struct {
-	b   []byte
-	bad bool
+	b     []byte
+	bad   bool
+	known *words
+}
+
+// words keeps the texts that come again and again, so that each is in memory once.
+type words map[string]string
+
+// maxWords bounds what is kept: a compromised proxy could send others for ever.
+const maxWords = 1024
+
+func (w *words) of(b []byte) string {
+	if s, ok := (*w)[string(b)]; ok {
+		return s
+	}
+	if *w == nil || len(*w) >= maxWords {
+		*w = make(words)
+	}
+	s := string(b)
+	(*w)[s] = s
+	return s
 }
 
 func (p *parser) number(n *int64) {
@@ -118,24 +142,28 @@ func (p *parser) number(n *int64) {
 	*n, p.b = v, p.b[size:]
 }
 
-func (p *parser) text(s *string) {
+func (p *parser) bytes() []byte {
 	n, size := binary.Uvarint(p.b)
 	if size <= 0 || n > maxText || n > uint64(len(p.b)-size) || p.bad {
 		p.bad = true
-		return
+		return nil
 	}
-	*s, p.b = string(p.b[size:size+int(n)]), p.b[size+int(n):]
+	b := p.b[size:][:n]
+	p.b = p.b[size+int(n):]
+	return b
 }
 
+func (p *parser) text(s *string) { *s = string(p.bytes()) }
+func (p *parser) word(s *string) { *s = p.known.of(p.bytes()) }
+
 func (p *parser) addr(a *netip.AddrPort) {
-	var raw string
-	p.text(&raw)
-	p.bad = p.bad || a.UnmarshalBinary([]byte(raw)) != nil
+	raw := p.bytes()
+	p.bad = p.bad || a.UnmarshalBinary(raw) != nil
 }
 
 // parseEvent reads the body of a frame after its tag.
-func parseEvent(body []byte) (*Event, error) {
-	e, p := new(Event), parser{b: body}
+func parseEvent(body []byte, known *words) (*Event, error) {
+	e, p := new(Event), parser{b: body, known: known}
 	visit(&p, e)
 	if p.bad || len(p.b) != 0 {
 		return nil, errors.New("a frame is not an event")

@@ -130,11 +130,11 @@ type Ping struct {
 type Drain struct{}
 
 // decode reads one frame's body and refuses what is not exactly one message.
-func decode(body []byte) (*Message, error) {
+func decode(body []byte, known *words) (*Message, error) {
 	if len(body) > 0 {
 		switch body[0] {
 		case eventTag:
-			e, err := parseEvent(body[1:])
+			e, err := parseEvent(body[1:], known)
 			return &Message{Event: e}, err
 		case draftTag:
 			d, err := parseDraft(body[1:])

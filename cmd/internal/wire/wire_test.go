@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -226,7 +227,7 @@ func TestEventForm(t *testing.T) {
 		Tokens: &policy.Tokens{Input: 1, Output: 2, CacheRead: 3, CacheCreation: 4}},
 		Conn: proxy.Conn{Local: netip.MustParseAddrPort("127.0.0.1:8080"), Remote: netip.MustParseAddrPort("[::1]:40000"), Peer: &proxy.Peer{PID: 5, UID: 6}}}
 	for _, want := range []Event{e, {Event: policy.Event{Time: time.Unix(0, 0)}}} {
-		got, err := parseEvent(appendEvent(nil, &want)[5:])
+		got, err := parseEvent(appendEvent(nil, &want)[5:], new(words))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +237,7 @@ func TestEventForm(t *testing.T) {
 	}
 	e.Event.Path = strings.Repeat("/\x00", 64<<10)
 	frame := appendEvent(nil, &e)
-	got, err := parseEvent(frame[5:])
+	got, err := parseEvent(frame[5:], new(words))
 	if err != nil || len(frame) > maxFromGuest || len(got.Event.Path) != maxText {
 		t.Errorf("a path of 128 KiB: frame of %d bytes, %v", len(frame), err)
 	}
@@ -246,11 +247,11 @@ func TestEventForm(t *testing.T) {
 func FuzzEvent(f *testing.F) {
 	f.Add(appendEvent(nil, &Event{Event: policy.Event{Event: "request", Tokens: &policy.Tokens{}}})[5:])
 	f.Fuzz(func(t *testing.T, body []byte) {
-		e, err := parseEvent(body)
+		e, err := parseEvent(body, new(words))
 		if err != nil {
 			return
 		}
-		again, err := parseEvent(appendEvent(nil, e)[5:])
+		again, err := parseEvent(appendEvent(nil, e)[5:], new(words))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -258,6 +259,16 @@ func FuzzEvent(f *testing.F) {
 			t.Error(diff)
 		}
 	})
+}
+
+// Words are kept once, and not without end.
+func TestWordsAreBounded(t *testing.T) {
+	var w words
+	for i := range 10 * maxWords {
+		if want := strconv.Itoa(i % (3 * maxWords)); w.of([]byte(want)) != want || len(w) > maxWords {
+			t.Fatalf("%d words are kept; %q came back as %q", len(w), want, w.of([]byte(want)))
+		}
+	}
 }
 
 // What a compromised proxy could send ends the connection, and with it the process.
