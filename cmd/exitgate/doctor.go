@@ -29,28 +29,42 @@ type finding struct {
 
 func newDoctorCommand(env *environment) *cobra.Command {
 	var asJSON bool
+	var manifest string
 	c := &cobra.Command{
-		Use:   "doctor [--json]",
+		Use:   "doctor [--manifest FILE] [--json]",
 		Short: "what this kernel, container and policy lack, each with its mend",
 		Long: "Looks at the kernel's features and clock, this container's capabilities, flags and namespaces, its resolvers, IPv6, the\n" +
 			"policy and its credentials, setuid programs, sockets of root's that listen, and limits. Each finding is ok, info, warn or\n" +
 			"high, with what mends it. The exit code is 1 when there is one that is high: it weakens the fence, or keeps it from\n" +
-			"standing.",
-		Example: "  docker exec NAME exitgate doctor\n  docker run --rm --cap-add NET_ADMIN IMAGE exitgate doctor",
+			"standing. With --manifest it looks at a Kubernetes manifest instead: whether the containers beside exitgate's hold a\n" +
+			"capability or a secret, and whether one could start before the fence.",
+		Example: "  docker exec NAME exitgate doctor\n  docker run --rm --cap-add NET_ADMIN IMAGE exitgate doctor\n  exitgate doctor --manifest pod.yaml",
 		Args:    cobra.NoArgs,
-		RunE:    func(*cobra.Command, []string) error { return env.doctor(asJSON) },
+		RunE:    func(*cobra.Command, []string) error { return env.doctor(manifest, asJSON) },
 	}
+	c.Flags().StringVar(&manifest, "manifest", "", "look at the pods of a Kubernetes manifest `file`, and not at this machine")
 	c.Flags().BoolVar(&asJSON, "json", false, "the findings, for programs")
 	return c
 }
 
-func (env *environment) doctor(asJSON bool) error {
-	var all []finding
+// examine looks at a manifest, or without one at this very place.
+func (env *environment) examine(manifest string) (all []finding, err error) {
+	if manifest != "" {
+		return checkManifest(manifest)
+	}
 	for _, look := range []func(*environment) []finding{
 		(*environment).checkKernel, (*environment).checkClock, (*environment).checkPrivileges, (*environment).checkNamespaces,
 		(*environment).checkNetwork, (*environment).checkPolicy, (*environment).checkSetuid, (*environment).checkListeners, (*environment).checkLimits,
 	} {
 		all = append(all, look(env)...)
+	}
+	return all, nil
+}
+
+func (env *environment) doctor(manifest string, asJSON bool) error {
+	all, err := env.examine(manifest)
+	if err != nil {
+		return err
 	}
 	if asJSON {
 		if err := env.printJSON(all); err != nil {
