@@ -164,7 +164,7 @@ func (b *Box) start() error {
 	if err := json.NewEncoder(give).Encode(b.orders(own)); err != nil {
 		return err
 	}
-	here.SetReadDeadline(time.Now().Add(10 * time.Second))
+	here.SetReadDeadline(time.Now().Add(time.Minute))
 	if b.cfg.Terminal {
 		if err := b.takeMaster(here); err != nil {
 			return err
