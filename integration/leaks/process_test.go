@@ -68,32 +68,35 @@ func (s *scene) judgeView(t *testing.T, group, name string, r prober.Result, con
 	judge(t, row{group, name, "nothing", seen, control})
 }
 
-// proxy is the proxy's pid, in the box and out here.
+// proxy is the proxy's pid, in the box and out here. It waits for one that is there, since a new one may be on its way.
 func (s *scene) proxy(t *testing.T) (inside, outside int) {
 	t.Helper()
-	var n float64
 	if !eventually(func() bool {
 		status, err := s.Status()
 		p, _ := status["proxy"].(map[string]any)
-		n, _ = p["pid"].(float64)
-		return err == nil && n > 0
+		n, _ := p["pid"].(float64)
+		inside, outside = int(n), s.outside(int(n))
+		return err == nil && outside > 0
 	}) {
 		t.Fatal("no proxy")
 	}
+	return inside, outside
+}
+
+// outside is the pid that a process of the box has out here; 0: there is none.
+func (s *scene) outside(inside int) int {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range procs {
 		data, _ := os.ReadFile(dir + "/status")
 		for line := range strings.Lines(string(data)) {
 			f := strings.Fields(line)
-			if len(f) > 2 && f[0] == "NSpid:" && f[len(f)-1] == fmt.Sprint(n) && s.inBox(dir) {
-				outside, _ = strconv.Atoi(filepath.Base(dir))
+			if len(f) > 2 && f[0] == "NSpid:" && f[len(f)-1] == fmt.Sprint(inside) && s.inBox(dir) {
+				pid, _ := strconv.Atoi(filepath.Base(dir))
+				return pid
 			}
 		}
 	}
-	if outside == 0 {
-		t.Fatalf("no process %v in the box", n)
-	}
-	return int(n), outside
+	return 0
 }
 
 func (s *scene) inBox(dir string) bool {
@@ -145,18 +148,22 @@ func readMemory(pid int) []byte {
 // crash makes the proxy die in ways that leave traces. sweep looks at them afterwards.
 func (s *scene) crash(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGQUIT, unix.SIGSEGV} {
-		before, outside := s.proxy(t)
-		if err := unix.Kill(outside, sig); err != nil {
-			t.Fatal(err)
-		}
-		again := eventually(func() bool { now, _ := s.proxy(t); return now != before })
-		works := eventually(func() bool { return status(s.ask("/c", s.api.will(raw(ok("", "ok"))))) == "200" })
 		control := "another process took its place, and works"
-		if !again || !works {
+		if !s.kill(t, sig) {
 			control = "FAILED " + control
 		}
-		judge(t, row{"F", fmt.Sprintf("the proxy dies of %s", unix.SignalName(sig)), "nothing", s.traces(), control})
+		judge(t, row{"F", "the proxy dies of " + unix.SignalName(sig), "nothing", s.traces(), control})
 	}
+}
+
+// kill ends the proxy, and says whether another one works in its place.
+func (s *scene) kill(t *testing.T, sig unix.Signal) bool {
+	before, outside := s.proxy(t)
+	if err := unix.Kill(outside, sig); err != nil {
+		t.Fatal(err)
+	}
+	return eventually(func() bool { now, _ := s.proxy(t); return now != before }) &&
+		eventually(func() bool { return status(s.ask("/c", s.api.will(raw(ok("", "ok"))))) == "200" })
 }
 
 // traces says what of a dump is to be found: text with a secret, or a core file.

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"exitgate/integration/rig"
+
+	"golang.org/x/sys/unix"
 )
 
 const bearerFile = "/run/secrets/bearer"
@@ -56,7 +58,9 @@ func TestRotation(t *testing.T) {
 	control := map[bool]string{true: "the one before was in use", false: "FAILED the one before was not in use"}[s.uses("/c", secret)]
 	s.put(t, bearerFile, next+"\r\n", 0o400)
 	judge(t, row{"H", "replaced by rename, with CRLF at its end", "the new one", map[bool]string{true: "the new one", false: "the old one"}[eventually(func() bool { return s.uses("/c", next) })], control})
-	s.retired(t, next)
+	s.retired(t, "after the change")
+	s.kill(t, unix.SIGKILL)
+	s.retired(t, "after the change, by a proxy that was started later")
 	var numbers []int
 	for i := range badFiles {
 		numbers = append(numbers, i)
@@ -84,7 +88,7 @@ func (s *scene) put(t *testing.T, path, value string, mode os.FileMode) {
 }
 
 // retired: the value that was replaced is still one.
-func (s *scene) retired(t *testing.T, next string) {
+func (s *scene) retired(t *testing.T, when string) {
 	for name, value := range map[string]string{"retired": secret, "new": next} {
 		leaked, passed := "masked", 0
 		for _, f := range someForms(value) {
@@ -96,7 +100,7 @@ func (s *scene) retired(t *testing.T, next string) {
 				passed++
 			}
 		}
-		judge(t, row{"H", "the " + name + " one is echoed after the change", "masked", leaked, fmt.Sprintf("without a credential %d of %d forms pass", passed, len(someForms(value)))})
+		judge(t, row{"H", "the " + name + " one is echoed " + when, "masked", leaked, fmt.Sprintf("without a credential %d of %d forms pass", passed, len(someForms(value)))})
 	}
 }
 
