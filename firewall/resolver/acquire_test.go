@@ -434,6 +434,18 @@ func TestRecordChanges(t *testing.T) {
 	}
 }
 
+// A lie ends when the liar does: what it said of its own TTL, and the time that negative answers are kept, would keep work waiting.
+func TestLieIsForgottenSoon(t *testing.T) {
+	s := serve(t, zone("api.example.com. 3600 IN A 127.0.0.1"))
+	g := newRig(t)
+	g.apply(t, load(t, example, s.addr))
+	g.refuse(t, "api.example.com", 443, ErrAddress)
+	s.set(zone("api.example.com. 60 IN A 8.0.0.1"))
+	g.refuse(t, "api.example.com", 443, ErrAddress) // no query per request
+	g.clock.add(refusedFor)
+	sameAddrs(t, g.get(t, "api.example.com", 443), "8.0.0.1")
+}
+
 func TestEventsAreBounded(t *testing.T) {
 	g := newRig(t)
 	n := &name{host: "a.test"}

@@ -12,6 +12,7 @@ const (
 	privateCap    = 60 * time.Second // addresses of containers and pods change hands at once, whatever the TTL says (Docker: 600 s)
 	negativeFloor = 5 * time.Second
 	negativeCap   = 60 * time.Second
+	refusedFor    = time.Second // an answer of refused addresses is a lie or a mistake, and its TTL no measure of how long it lasts
 	backoffCap    = 30 * time.Second
 	recent        = 10 * time.Minute // how long a name is kept fresh after its last use
 	staleFor      = time.Hour        // past its TTL an answer is better than none, but clouds hand addresses on within hours (RFC 8767 says days)
@@ -49,10 +50,14 @@ func (t *table) learn(n *name, out outcome, chance float64, now time.Time) (l le
 		ahead := time.Duration(float64(l.ttl) * (0.8 - 0.1*chance))
 		t.refresh.put(n, now.Add(max(ahead, cacheFloor)))
 	case ErrNotFound, ErrAddress:
+		wait := clamp(out.ttl, negativeFloor, negativeCap)
+		t.refresh.put(n, now.Add(wait))
+		if out.err == ErrAddress {
+			wait = refusedFor
+		}
 		n.answer, n.until, n.fails = nil, time.Time{}, 0
-		n.failure, n.blocked = fail(n.host, out.err, out.msg), now.Add(clamp(out.ttl, negativeFloor, negativeCap))
+		n.failure, n.blocked = fail(n.host, out.err, out.msg), now.Add(wait)
 		t.vanish(n, now)
-		t.refresh.put(n, n.blocked)
 	default:
 		t.excuse(n, out, chance, now)
 		t.refresh.put(n, n.blocked)
