@@ -4,7 +4,7 @@ BINARY  := .build/exitgate
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.commit=$(COMMIT)
 
-.PHONY: build demo clients test attack leaks race fuzz bench bench-peers lint clean
+.PHONY: build demo clients test attack chaos leaks race fuzz bench bench-peers lint clean
 
 build: ## the one static binary
 	@mkdir -p .build
@@ -25,6 +25,9 @@ attack: build ## every way out, up and in that we know of, as a table: case, roa
 
 leaks: build ## upstreams that send the credential back in every form, on every channel: group, case, expected, seen, control
 	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 -v ./integration/leaks
+
+chaos: build ## everything that a gate stands on, broken under load, each fault at full length
+	EXITGATE_BINARY=$(CURDIR)/$(BINARY) $(GO) test -count=1 -v -timeout 20m ./integration/chaos -args -long
 
 race: ## the same packages under the race detector
 	$(GO) test -race -count=1 $$($(GO) list ./... | grep -v integration)

@@ -136,7 +136,7 @@ func sockaddr(p Probe) (unix.Sockaddr, error) {
 	if err != nil {
 		return nil, err
 	}
-	if at.Addr().Is4() && p.Domain == unix.AF_INET {
+	if at.Addr().Is4() && p.Domain != unix.AF_INET6 {
 		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
 	}
 	to := &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}

@@ -12,6 +12,7 @@
 //	socket                         socket(Domain, Type, Protocol), Options, then sendto Address with Data: ICMP, raw, packet, SCTP, vsock ...
 //	unix                           connect to a unix socket: a path, or @NAME for an abstract one
 //	sweep                          connect to every port of Address (a bare address); counts outcomes by errno
+//	fill                           send a datagram to Address, which is on loopback, from Count different loopback sources
 //	call                           a system call by name (Call) upon a process (PID): ptrace, pidfd_getfd, unshare_user ...
 //	http                           dial, CONNECT to Tunnel if set, TLS to ServerName if set, send Data, read the answer
 //	hold                           as http without an answer or tcp: keep sending Data every Every until it fails; one result when up, one at the end
@@ -77,6 +78,7 @@ type Probe struct {
 	Method      string        `json:"method,omitempty"`  // socket: sendto (default), sendmsg, sendmmsg, uring
 	Call        string        `json:"call,omitempty"`    // call: which
 	PID         int           `json:"pid,omitempty"`     // call: upon whom
+	Count       int           `json:"count,omitempty"`   // fill: how many flows
 }
 
 // Option is a socket option: Data where it is there, else Value as an int.

@@ -138,6 +138,32 @@ func sweep(p Probe, _ emit) (r Result) {
 	return r
 }
 
+// fill makes flows: each source address and port is another one to the kernel.
+func fill(p Probe, _ emit) (r Result) {
+	to, err := sockaddr(p)
+	if err != nil {
+		r.fail("address", err)
+		return r
+	}
+	for ; r.Count < p.Count; r.Count++ {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			r.fail("socket", err)
+			return r
+		}
+		from := unix.SockaddrInet4{Port: 1024 + r.Count%60000, Addr: [4]byte{127, 1, byte(r.Count / 60000), 1}}
+		if err = unix.Bind(fd, &from); err == nil {
+			err = unix.Sendto(fd, []byte("x"), 0, to)
+		}
+		unix.Close(fd)
+		if err != nil {
+			r.fail("sendto", err)
+			return r
+		}
+	}
+	return r
+}
+
 func connectTo(p Probe, at netip.AddrPort) string {
 	q := Probe{Op: "socket", Domain: unix.AF_INET, Type: unix.SOCK_STREAM, Address: at.String(), Timeout: p.Timeout}
 	if at.Addr().Is6() {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"os"
+	"runtime"
 	"time"
 
 	"exitgate/proxy"
@@ -28,6 +29,7 @@ type Status struct {
 	Denied      map[string]uint64  `json:"denied_packets"`
 	Proxy       ProxyStatus        `json:"proxy"`
 	Drift       DriftStatus        `json:"drift"`
+	Goroutines  int                `json:"goroutines"`                  // of this process; the proxy's are its own
 	Hardening   []string           `json:"missing_hardening,omitempty"` // among the warnings: what our surroundings lack
 	Warnings    []string           `json:"warnings,omitempty"`
 }
@@ -113,7 +115,8 @@ func (k *keeper) snapshot() snapshot {
 
 // Status gathers everything; it changes nothing.
 func (e *Engine) Status() Status {
-	s := Status{Mode: e.Mode, PID: os.Getpid(), Started: e.started, Policy: e.PolicyFile, State: "starting"}
+	s := Status{Mode: e.Mode, PID: os.Getpid(), Started: e.started, Policy: e.PolicyFile, State: "starting",
+		Goroutines: runtime.NumGoroutine()}
 	g := e.current.Load()
 	if g == nil {
 		return s
