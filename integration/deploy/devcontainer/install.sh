@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "exitgate: install as root" >&2; exit 1; }
 [ -f exitgate ] || { echo "exitgate: the binary is missing beside install.sh; make build, and copy .build/exitgate here" >&2; exit 1; }
-mkdir -p /usr/local/bin /usr/local/share/exitgate /etc/profile.d
+mkdir -p /usr/local/bin /usr/local/share/exitgate /etc/profile.d /var/log
 cp exitgate /usr/local/bin/exitgate
 chmod 0755 /usr/local/bin/exitgate
 cat >/usr/local/share/exitgate/start.sh <<EOF
