@@ -45,6 +45,7 @@ var amiss = []struct {
 	{name: "a secret that can be read", change: file("/run/secrets/api", rig.File{Data: secret, Mode: 0o444}), level: "high", what: "/run/secrets/api can be read by agent", mend: "chmod 0400"},
 	{name: "a credential from the environment", policy: strings.Replace(basic, "file:/run/secrets/api", "env:API_CREDENTIAL", 1), level: "high", what: `credential "api" is in the container's environment`, mend: "from: file:"},
 	{name: "another secret in the environment", prepare: "export OTHER_API_KEY=sk-FAKE", level: "warn", what: "the variable OTHER_API_KEY", mend: "from: file:"},
+	{name: "a policy that the agent can write", prepare: "chmod 0666 /etc/exitgate/policy.yaml", level: "high", what: "the policy is within an agent's reach: /etc/exitgate/policy.yaml can be written by agent", mend: "mount it read-only"},
 	{name: "a mistake in the policy", policy: "version: 1\negres: []\n", level: "warn", what: `unknown key "egres"`, mend: "exitgate check"},
 	{name: "an expired grant", policy: basic + "  - host: old.example.com\n    expires: 2020-01-01T00:00:00Z\n", level: "warn", what: "egress old.example.com expired", mend: ""},
 	{name: "no resolver", change: func(c *rig.Config) { c.Resolv = "# none\n" }, level: "warn", what: "names no server", mend: "dns.servers"},

@@ -220,6 +220,10 @@ func (env *environment) checkPolicy() []finding {
 		return []finding{{"warn", "no policy to look at: " + first, "`exitgate check` tells more"}}
 	}
 	out := []finding{ok("policy %s", env.settings.Policy)}
+	if err := secrets.Alterable(env.root, filepath.Join(env.root, env.settings.Policy), p); err != nil {
+		what, mend, _ := strings.Cut(err.Error(), "; ")
+		out[0] = finding{"high", "the policy is within an agent's reach: " + what, mend}
+	}
 	for _, w := range append(p.Warnings(), p.Expired(env.now())...) {
 		out = append(out, finding{"warn", w.Position.String() + ": " + w.What, w.Mend})
 	}
