@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +10,7 @@ import (
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,9 +74,9 @@ func TestAgentsAreApart(t *testing.T) {
 			t.Errorf("%s: %s %s, want %d", c.who, r, r.Data, c.want)
 		}
 	}
-	socket := get("/reflect")
+	socket := get("/by-socket")
 	socket.Address = "/run/exitgate/first.sock"
-	if r := g.as(1000, socket); r.Status != 200 {
+	if r := g.do(socket); r.Status != 200 {
 		t.Errorf("first, by its socket: %s %s", r, r.Data)
 	}
 	for _, uid := range []uint32{0, 1001, 65534} {
@@ -81,9 +84,28 @@ func TestAgentsAreApart(t *testing.T) {
 			t.Errorf("uid %d by the first's socket: %s", uid, r)
 		}
 	}
+	g.byTheSocket()
 	out := g.exitgate("exec", "--agent", "second", "--", "/bin/sh", "-c", "id -u; env")
 	if out.Code != 0 || !strings.HasPrefix(out.Stdout, "1001\n") || !strings.Contains(out.Stdout, "HTTPS_PROXY=http://127.0.0.1:8081") {
 		t.Errorf("exec as the second: exit %d, %q %q", out.Code, out.Stdout, out.Stderr)
+	}
+}
+
+// byTheSocket: the audit says who was at the socket, the agent with its program and strangers by their uid. 1001 is an agent elsewhere.
+func (g *gate) byTheSocket() {
+	g.t.Helper()
+	who := map[int]string{}
+	eventually(g.t, "a line for each at the socket", func() bool {
+		for _, e := range g.audit("request") {
+			if e.Path == "/by-socket" || e.UID == 0 || e.UID == 65534 {
+				who[e.UID] = fmt.Sprintf("%s %s %v", e.Decision, filepath.Base(e.Exe), e.PID > 1)
+			}
+		}
+		return len(who) == 3
+	})
+	want := map[int]string{1000: "allow prober true", 0: "deny unknown true", 65534: "deny unknown true"}
+	if diff := cmp.Diff(want, who); diff != "" {
+		g.t.Errorf("who was at the socket (-want +got):\n%s", diff)
 	}
 }
 

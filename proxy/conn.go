@@ -107,7 +107,7 @@ func (c *conn) serve() {
 		return
 	}
 	defer c.agent.open.Add(-1)
-	if c.srv.opt.Opened != nil && c.info.Peer == nil {
+	if c.srv.opt.Opened != nil {
 		c.srv.opt.Opened(c.agent.name, c.info)
 	}
 	for c.next() {

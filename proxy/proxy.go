@@ -58,7 +58,7 @@ func (f *Failure) Error() string { return f.Msg }
 type Options struct {
 	Resolver Resolver
 	Audit    func(policy.Event, Conn)                                // one call a decision, on the request's goroutine; nil: none
-	Opened   func(agent string, c Conn)                              // a TCP connection was accepted; must not block; nil: none
+	Opened   func(agent string, c Conn)                              // a connection was accepted; must not block; nil: none
 	Refresh  func(credential string)                                 // an upstream answered 401 to this credential; nil: none
 	RootCAs  *x509.CertPool                                          // nil: the system's
 	Dial     func(context.Context, netip.AddrPort) (net.Conn, error) // nil: net.Dialer

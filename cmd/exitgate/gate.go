@@ -36,6 +36,7 @@ type gate struct {
 	sink       string // where the audit goes, as the setting has it
 	logf       func(format string, args ...any)
 	lost       chan string // why the fence cannot be kept
+	owners     sync.Map    // who agents are, by uid
 }
 
 // lockdown closes the namespace: the whole ruleset with empty sets, in one batch, read back. Nothing slow comes before
@@ -69,6 +70,7 @@ func (g *gate) newEngine() *engine.Engine {
 		Caller: func(client, server netip.AddrPort, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: client, Server: server}, a)
 		},
+		Program: func(pid int, a policy.Agent) string { return caller.Program(pid, g.owner(a)) },
 		DenyLog: func() (*firewall.DenyLog, error) { return within(g.place, firewall.OpenDenyLog) },
 		Sender: func(d firewall.Denied, a policy.Agent) (int, string) {
 			return find(caller.Tuple{Client: d.Src, Server: netip.AddrPortFrom(d.Addr, d.Port), UDP: d.Proto == unix.IPPROTO_UDP}, a)
@@ -90,14 +92,16 @@ func (g *gate) finder() func(caller.Tuple, policy.Agent) (int, string) {
 		g.logf("the audit will not name processes: %v", err)
 		return func(caller.Tuple, policy.Agent) (int, string) { return 0, caller.Unknown }
 	}
-	var owners sync.Map // by uid: who the agent was when it was first asked about, not a look into passwd for each connection
-	return func(t caller.Tuple, a policy.Agent) (int, string) {
-		o, ok := owners.Load(a.UID)
-		if !ok {
-			o, _ = owners.LoadOrStore(a.UID, caller.Owner(g.identity(&a)))
-		}
-		return finder.Find(t, o.(caller.Owner))
+	return func(t caller.Tuple, a policy.Agent) (int, string) { return finder.Find(t, g.owner(a)) }
+}
+
+// owner is who an agent was when it was first asked about, not a look into passwd for each connection.
+func (g *gate) owner(a policy.Agent) caller.Owner {
+	o, ok := g.owners.Load(a.UID)
+	if !ok {
+		o, _ = g.owners.LoadOrStore(a.UID, caller.Owner(g.identity(&a)))
 	}
+	return o.(caller.Owner)
 }
 
 // helper runs a credential's command under the one reaper. What it prints to stderr may hold the secret: not logged.

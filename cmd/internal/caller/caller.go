@@ -210,6 +210,12 @@ func is(dir int, name, link string) bool {
 	return err == nil && string(buf[:n]) == link
 }
 
+// Program is what a process of the owner's runs.
+func Program(pid int, o Owner) (exe string) {
+	as(o, func() { exe = program(pid) })
+	return exe
+}
+
 func program(pid int) string {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {

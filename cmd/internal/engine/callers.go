@@ -18,8 +18,21 @@ const (
 type callers struct {
 	engine *Engine
 	work   chan func()
-	owners map[netip.AddrPort]owner // by the client's end; one goroutine's
-	order  []netip.AddrPort         // keys of owners, oldest first
+	owners map[client]owner // one goroutine's
+	order  []client         // keys of owners, oldest first
+}
+
+// client is the far end of a connection: an address, or on a unix socket a process.
+type client struct {
+	addr netip.AddrPort
+	peer proxy.Peer
+}
+
+func clientOf(conn proxy.Conn) client {
+	if conn.Peer != nil {
+		return client{peer: *conn.Peer}
+	}
+	return client{addr: conn.Remote}
 }
 
 type owner struct {
@@ -28,7 +41,7 @@ type owner struct {
 }
 
 func newCallers(e *Engine) *callers {
-	c := &callers{engine: e, work: make(chan func(), maxWaiting), owners: make(map[netip.AddrPort]owner)}
+	c := &callers{engine: e, work: make(chan func(), maxWaiting), owners: make(map[client]owner)}
 	go c.run()
 	return c
 }
@@ -60,15 +73,28 @@ func (c *callers) remember(agent string, conn proxy.Conn) {
 	if a == nil {
 		return
 	}
-	if _, again := c.owners[conn.Remote]; !again {
-		c.order = append(c.order, conn.Remote)
+	key := clientOf(conn)
+	if _, again := c.owners[key]; !again {
+		c.order = append(c.order, key)
 	}
 	if len(c.order) > maxOwners {
 		delete(c.owners, c.order[0])
 		c.order = c.order[1:]
 	}
-	pid, exe := c.engine.Caller(conn.Remote, conn.Local, *a)
-	c.owners[conn.Remote] = owner{pid, exe}
+	c.owners[key] = c.find(conn, *a)
+}
+
+// find asks who it is; on a unix socket the kernel has said so, and only the program is looked for.
+func (c *callers) find(conn proxy.Conn, a policy.Agent) owner {
+	if conn.Peer == nil {
+		pid, exe := c.engine.Caller(conn.Remote, conn.Local, a)
+		return owner{pid, exe}
+	}
+	o := owner{pid: conn.Peer.PID, exe: "unknown"}
+	if c.engine.Program != nil && conn.Peer.UID == a.UID {
+		o.exe = c.engine.Program(conn.Peer.PID, a)
+	}
+	return o
 }
 
 func (c *callers) complete(ev policy.Event, conn proxy.Conn) {
@@ -79,9 +105,10 @@ func (c *callers) complete(ev policy.Event, conn proxy.Conn) {
 			}
 		}
 		ev.Exe = "unknown"
-		if conn.Peer != nil {
-			ev.PID = conn.Peer.PID
-		} else if o, ok := c.owners[conn.Remote]; ok {
+		if conn.Peer != nil { // which may be a stranger
+			ev.UID, ev.PID = conn.Peer.UID, conn.Peer.PID
+		}
+		if o, ok := c.owners[clientOf(conn)]; ok {
 			ev.PID, ev.Exe = o.pid, o.exe
 		}
 		c.engine.observe(ev)

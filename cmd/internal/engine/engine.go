@@ -43,6 +43,7 @@ type Options struct {
 	Listen     func(policy.Agent, netip.AddrPort) (net.Listener, error)                  // in the fenced namespace
 	Holder     func(netip.AddrPort) string                                               // whose listener holds an address, for an error; "" unknown; may be nil
 	Caller     func(client, server netip.AddrPort, a policy.Agent) (pid int, exe string) // who is at the far end of a connection, for the audit; nil: unknown
+	Program    func(pid int, a policy.Agent) string                                      // what a process of the agent's runs, for the audit; nil: unknown
 	Log        func(format string, args ...any)                                          //
 	Now        func() time.Time                                                          //
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
