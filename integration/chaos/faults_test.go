@@ -62,7 +62,7 @@ func faults() []fault {
 			return s.honest
 		}},
 		{name: "audit disk full", lasts: 2 * second, unfelt: true, begin: func(s *stage) func() {
-			s.sh("dd if=/dev/zero of=/audit/filler bs=1k count=4096 2>/dev/null; [ -s /audit/filler ]")
+			s.sh("dd if=/dev/zero of=/audit/filler bs=64k count=512 2>/dev/null; [ -s /audit/filler ]")
 			return func() { s.sh("rm /audit/filler") }
 		}},
 		{name: "descriptors exhausted by the agent", lasts: 2 * second, begin: exhaustDescriptors},
@@ -231,6 +231,9 @@ func fillConntrack(s *stage) func() {
 	max, err := strconv.Atoi(strings.TrimSpace(string(r.Data)))
 	s.must(err)
 	got := s.root.Do(prober.Probe{Op: "fill", Address: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.11"), 53).String(), Count: max + 1000, Timeout: 2 * time.Minute})
-	s.t.Logf("conntrack: %d entries made of %d: %s", got.Count, max, got)
+	entries := s.sh("cat /proc/sys/net/netfilter/nf_conntrack_count")
+	if n, err := strconv.Atoi(strings.TrimSpace(entries)); err != nil || n < max*9/10 {
+		s.t.Errorf("the table has %s entries of %d: %s after %d", strings.TrimSpace(entries), max, got, got.Count)
+	}
 	return nothing
 }

@@ -25,6 +25,7 @@ import (
 var (
 	program string // under test
 	long    = flag.Bool("long", false, "every fault at full length: a DNS outage of a minute, a proxy that stays stopped, a full conntrack table")
+	one     = flag.String("fault", "", "only faults whose name contains this")
 )
 
 func TestMain(m *testing.M) {

@@ -48,7 +48,7 @@ type stage struct {
 	v4, v6     netip.Addr // nobody's, and no policy's
 }
 
-// newStage starts the gate with its audit on a file system of 2 MiB.
+// newStage starts the gate with its audit on a file system of 16 MiB.
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	w, err := rig.NewWorld()
@@ -80,7 +80,7 @@ func newStage(t *testing.T) *stage {
 			t.Logf("standard error of PID 1:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 	})
-	s.must(s.Enter(func() error { return unix.Mount("audit", "/audit", "tmpfs", 0, "size=2m") }))
+	s.must(s.Enter(func() error { return unix.Mount("audit", "/audit", "tmpfs", 0, "size=16m") }))
 	s.must(s.Write("/run/go", rig.File{}))
 	s.must(s.Agent().Ready(patience))
 	s.root, err = s.As(0, 0)

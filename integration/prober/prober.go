@@ -168,6 +168,7 @@ var ops = map[string]func(Probe, emit) Result{
 	"call":     systemCall,
 	"unix":     unixConnect,
 	"sweep":    sweep,
+	"fill":     fill,
 }
 
 // Run runs one probe; results before the last go to more.
