@@ -77,6 +77,7 @@ func (s *source) Read(p []byte) (int, error) {
 
 // accept starts a connection's goroutine.
 func (s *Server) accept(a *agentState, nc net.Conn) {
+	nc = direct(nc)
 	c := &conn{srv: s, agent: a, nc: nc, info: Conn{Local: addrPort(nc.LocalAddr()), Remote: addrPort(nc.RemoteAddr())}}
 	c.in.nc = nc
 	if sc, ok := nc.(syscall.Conn); ok {

@@ -259,7 +259,7 @@ func (p *pump) move(in *intake) (int, error) {
 		return 0, err
 	}
 	if many > 0 {
-		moved, err := io.Copy(p.to, &io.LimitedReader{R: p.from, N: int64(n)})
+		moved, err := io.Copy(kernel(p.to), &io.LimitedReader{R: kernel(p.from), N: int64(n)})
 		return int(moved), err
 	}
 	n, failed := p.to.Write((*in.buf)[:n])
@@ -302,9 +302,7 @@ func newIntake(nc net.Conn) *intake {
 			in.many = 0
 		}
 		in.take()
-		for in.err = unix.EINTR; in.err == unix.EINTR; {
-			in.n, in.err = unix.Read(int(fd), *in.buf)
-		}
+		in.n, in.err = call(unix.SYS_READ, fd, *in.buf)
 		if in.err == unix.EAGAIN {
 			in.free()
 			return false

@@ -100,6 +100,7 @@ func (s *Server) dialTCP(ctx context.Context, up upstream) (*wire, error) {
 		release()
 		return nil, err
 	}
+	nc = direct(nc)
 	w := &wire{Conn: nc, addr: addr, release: release}
 	if sc, ok := nc.(syscall.Conn); ok {
 		w.raw, _ = sc.SyscallConn()

@@ -130,22 +130,21 @@ func (c *conn) peer() (state peerState) {
 	if c.raw == nil {
 		return peerOpen
 	}
-	if c.raw.Control(func(fd uintptr) { state = pollPeer(int32(fd)) }) != nil {
+	if c.raw.Control(func(fd uintptr) { state = pollPeer(fd) }) != nil {
 		return peerReset
 	}
 	return state
 }
 
-func pollPeer(fd int32) peerState {
-	fds := []unix.PollFd{{Fd: fd, Events: unix.POLLRDHUP}}
-	n, err := unix.Poll(fds, 0)
-	if err != nil || n == 0 {
+func pollPeer(fd uintptr) peerState {
+	seen, err := look(fd, unix.POLLRDHUP)
+	if err != nil {
 		return peerOpen
 	}
 	switch {
-	case fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0:
+	case seen&(unix.POLLERR|unix.POLLNVAL) != 0:
 		return peerReset
-	case fds[0].Revents&(unix.POLLHUP|unix.POLLRDHUP) != 0:
+	case seen&(unix.POLLHUP|unix.POLLRDHUP) != 0:
 		return peerClosed
 	}
 	return peerOpen
@@ -156,16 +155,14 @@ func pollPeer(fd int32) peerState {
 type probe struct {
 	raw syscall.RawConn // nil: it cannot be asked
 	ask func(fd uintptr)
-	fds [1]unix.PollFd
 	yes bool
 }
 
 func newProbe(raw syscall.RawConn) *probe {
 	p := &probe{raw: raw}
 	p.ask = func(fd uintptr) {
-		p.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}
-		n, err := unix.Poll(p.fds[:], 0)
-		p.yes = err == nil && n > 0
+		seen, err := look(fd, unix.POLLIN|unix.POLLRDHUP)
+		p.yes = err == nil && seen != 0
 	}
 	return p
 }
