@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"exitgate/netns/netnstest"
+	"exitgate/policy"
 )
 
 // cpu reports the processor time an operation takes, which other load on the
@@ -19,6 +20,31 @@ func cpu(b *testing.B, who int) func() {
 		unix.Getrusage(who, &after)
 		spent := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
 		b.ReportMetric(float64(spent)/1e3/float64(b.N), "cpu-us/op")
+	}
+}
+
+// BenchmarkCompile makes set contents of a policy of root's addresses, and compares
+// them with those before.
+func BenchmarkCompile(b *testing.B) {
+	for _, n := range []int{10, 10000} {
+		var text strings.Builder
+		text.WriteString("version: 1\nroot:\n")
+		for i := range n {
+			fmt.Fprintf(&text, "  - host: 5.0.%d.%d\n", i>>8, i&255)
+		}
+		p, err := policy.Load("policy.yaml", []byte(text.String()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		before := Compile(p, nil, nil)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if add, del := before.Diff(Compile(p, nil, nil)); add.Len()+del.Len() != 0 {
+					b.Fatal("a policy differs from itself")
+				}
+			}
+		})
 	}
 }
 

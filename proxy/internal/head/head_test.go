@@ -275,6 +275,30 @@ func TestReadAllocatesNoMoreThanNetHTTP(t *testing.T) {
 	}
 }
 
+// The allow road makes no garbage for a path, plain or escaped.
+func TestCheckPathAllocatesNothing(t *testing.T) {
+	for _, p := range paths {
+		if n := testing.AllocsPerRun(100, func() { _ = CheckPath(p) }); n != 0 {
+			t.Errorf("%s: %v allocations", p, n)
+		}
+	}
+}
+
+var paths = []string{"/v1/messages", "/a%20b/%C3%A9/100%25/x"}
+
+func BenchmarkCheckPath(b *testing.B) {
+	for _, p := range paths {
+		b.Run(p[1:3], func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := CheckPath(p); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestCheckPath(t *testing.T) {
 	for _, ok := range []string{
 		"/", "/v1/messages", "/v1/models/", "/a%20b", "/%C3%A9", "/a...b/.well-known/..x", "/@scope/name",

@@ -267,6 +267,19 @@ func TestUnchangedIsTheSame(t *testing.T) {
 	}
 }
 
+// An event of a stream that has begun makes no garbage.
+func TestCleanTrafficAllocatesNothing(t *testing.T) {
+	event := append(bytes.Repeat([]byte("x"), 218), "\n\n"...)
+	r, buf := NewReader(&repeat{event}, NewSet([]byte(fakeKey)), Events), make([]byte, 4096)
+	if n := testing.AllocsPerRun(100, func() {
+		if n, err := r.Read(buf); n != len(event) || err != nil {
+			t.Fatal(n, err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations an event", n)
+	}
+}
+
 func TestOracle(t *testing.T) { // which the fuzz below stands on
 	o := newOracle([]byte(fakeKey))
 	for name, form := range forms(fakeKey) {
