@@ -127,7 +127,7 @@ func claudeTalk(m mode) mode {
 		if err := s.strangers(); err != nil {
 			return err
 		}
-		return s.box.Terminal.Type("\x03\x03")
+		return s.leave()
 	}
 	m.judge = func(s *scene) error {
 		for _, ask := range []string{"Select login method", "Not logged in", "Please run /login"} {

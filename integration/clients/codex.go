@@ -19,7 +19,7 @@ const (
 func codex() client {
 	return client{
 		name: "codex", title: "Codex CLI", presets: "`codex`",
-		packages: []pkg{{name: "@openai/codex", version: "{newest}-linux-{arch}", as: "codex"}},
+		packages: []pkg{{name: "@openai/codex", version: "0.169.0-linux-{arch}", as: "codex"}},
 		needs:    "the key in `/run/secrets/openai`; to be started with `-c openai_base_url=\"$OPENAI_BASE_URL\"`, because it does not read that variable",
 		modes: func(files map[string]string) []mode {
 			m := mode{

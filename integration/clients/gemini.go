@@ -18,7 +18,7 @@ const (
 func gemini() client {
 	return client{
 		name: "gemini", title: "Gemini CLI", presets: "`gemini`",
-		packages: []pkg{node, {name: "@google/gemini-cli", version: "{newest}", as: "gemini"}},
+		packages: []pkg{node, {name: "@google/gemini-cli", version: "0.61.0", as: "gemini"}},
 		needs:    "the key in `/run/secrets/gemini`; `{\"security\":{\"auth\":{\"selectedType\":\"gemini-api-key\"}}}` in `~/.gemini/settings.json`",
 		modes: func(files map[string]string) []mode {
 			m := mode{

@@ -35,7 +35,7 @@ var node = pkg{name: "node-linux-{arch}", version: "22.23.3", as: "node"}
 func npm() client {
 	return client{
 		name: "npm", title: "npm", presets: "`npm`",
-		packages: []pkg{node, {name: "npm", version: "{newest}", as: "npm"}},
+		packages: []pkg{node, {name: "npm", version: "12.2.0", as: "npm"}},
 		needs:    "nothing; for a registry that wants a token a route with it, and `npm_config_registry={url}/` in its env",
 		modes: func(files map[string]string) []mode {
 			m := mode{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -51,4 +52,17 @@ func (s *scene) dialogue(answers []answer, end string) error {
 		}
 	}
 	return fmt.Errorf("the screen did not show %q", end)
+}
+
+// leave interrupts until the program has gone: the first interrupt may only end what it is about, and two in a row end it.
+func (s *scene) leave() error {
+	for until := time.Now().Add(patience); time.Now().Before(until); {
+		select {
+		case <-s.box.Ended():
+			return nil
+		case <-time.After(300 * time.Millisecond):
+			s.box.Terminal.Type("\x03") // fails where it has just gone
+		}
+	}
+	return errors.New("it does not end by interrupts")
 }

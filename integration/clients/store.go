@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// pkg is a package of the npm registry. In name and version {arch} stands for this machine's, as npm calls it, and {newest} for the
+// pkg is a package of the npm registry, at a version that was tried, so that a run fails for what changed here. In name and version {arch} stands for this machine's, as npm calls it, and {newest} for the
 // version that the registry calls latest.
 type pkg struct {
 	name, version string
