@@ -204,23 +204,43 @@ func (m *machine) run(text []byte, s uint16, base int, found *hits) uint16 {
 		return m.lane(text, s, base, &found[0])
 	}
 	n := len(text) / lanes
-	s1, s2, s3 := m.warm(text[:n]), m.warm(text[:2*n]), m.warm(text[:3*n])
-	t0, t1, t2, t3 := text[:n], text[n:][:n], text[2*n:][:n], text[3*n:][:n]
-	class, next, accept := m.class, &m.next, m.accept
-	for i := range t0 {
-		s = next[s+uint16(class[t0[i]])]
-		s1 = next[s1+uint16(class[t1[i]])]
-		s2 = next[s2+uint16(class[t2[i]])]
-		s3 = next[s3+uint16(class[t3[i]])]
-		if s >= accept || s1 >= accept || s2 >= accept || s3 >= accept {
-			for lane, s := range [lanes]uint16{s, s1, s2, s3} {
-				if s >= accept {
-					found[lane] = append(found[lane], hit{base + lane*n + i + 1, s})
-				}
+	at := states{s, m.warm(text[:n]), m.warm(text[:2*n]), m.warm(text[:3*n])}
+	for i := 0; i < n; i++ {
+		i = m.skip(text[i:n], text[n+i:2*n], text[2*n+i:3*n], text[3*n+i:4*n], &at) + i
+		if i == n {
+			break
+		}
+		for lane, s := range at {
+			if s >= m.accept {
+				found[lane] = append(found[lane], hit{base + lane*n + i + 1, s})
 			}
 		}
 	}
-	return m.lane(text[lanes*n:], s3, base+lanes*n, &found[lanes-1])
+	return m.lane(text[lanes*n:], at[lanes-1], base+lanes*n, &found[lanes-1])
+}
+
+// states is one for each lane.
+type states [lanes]uint16
+
+// skip goes on in all lanes until one accepts, and returns the index of the bytes
+// that led there, or the length. It is apart from run so that the states stay in
+// registers.
+func (m *machine) skip(t0, t1, t2, t3 []byte, at *states) int {
+	class, next, accept := m.class, &m.next, m.accept
+	s0, s1, s2, s3 := at[0], at[1], at[2], at[3]
+	t1, t2, t3 = t1[:len(t0)], t2[:len(t0)], t3[:len(t0)]
+	for i := range t0 {
+		s0 = next[s0+uint16(class[t0[i]])]
+		s1 = next[s1+uint16(class[t1[i]])]
+		s2 = next[s2+uint16(class[t2[i]])]
+		s3 = next[s3+uint16(class[t3[i]])]
+		if s0 >= accept || s1 >= accept || s2 >= accept || s3 >= accept {
+			*at = states{s0, s1, s2, s3}
+			return i
+		}
+	}
+	*at = states{s0, s1, s2, s3}
+	return len(t0)
 }
 
 // warm is the state behind text, whatever came before it.
