@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"strings"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // steps are the sizes of the growth table, up to what breaks first.
-var steps = []int{1, 10, 100, 1000, 4000, 8000, 12000, 16000}
+var steps = []int{1, 10, 100, 1000, 4000, 8000, 16000}
 
 // growth is what one more connection, stream, tunnel, host or agent costs, and how many there can be on this machine.
 func (b *bench) growth() error {
@@ -32,6 +33,7 @@ func (b *bench) growth() error {
 			note += fmt.Sprintf("; then: %v", stop)
 		}
 		t.Notes = append(t.Notes, note)
+		fmt.Fprintln(os.Stderr, "bench:", note)
 	}
 	b.show(t)
 	return nil
