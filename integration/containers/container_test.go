@@ -117,7 +117,7 @@ func (e *engine) arguments(flags, command []string) []string {
 		args = append(args, "--pull=never")
 	}
 	if e.podman && e.uid == 0 { // without root there are no cgroups to be had
-		args = append(args, "--cgroup-parent", "/"+cgroup)
+		args = append(args, "--cgroup-parent", "/"+os.Getenv(cgroupVar))
 	}
 	return slices.Concat(args, flags, []string{image}, command)
 }

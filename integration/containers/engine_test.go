@@ -25,11 +25,6 @@ const (
 	rootlessUID  = 4242
 	rootlessHome = "/run/rootless"
 
-	// cgroup is where docker's containers and podman's are; a name of one's own, so that it can be told what to remove.
-	cgroup = "exitgate-test"
-	// podmanCgroup is where podman puts pods, which have no flag for it.
-	podmanCgroup = "libpod_parent"
-
 	image    = "exitgate-test"
 	patience = time.Minute // for what takes a second, on a busy machine
 )
@@ -93,7 +88,7 @@ func startDocker() (*engine, error) {
 	defer log.Close()
 	socket := "unix://" + dir + "/socket"
 	daemon := exec.Command("/usr/sbin/dockerd", "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
-		"--host", socket, "--cgroup-parent", "/"+cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs")
+		"--host", socket, "--cgroup-parent", "/"+os.Getenv(cgroupVar), "--exec-opt", "native.cgroupdriver=cgroupfs")
 	daemon.Stdout, daemon.Stderr = log, log
 	if err := daemon.Start(); err != nil {
 		return nil, err
@@ -293,14 +288,33 @@ func writeImage(w *tar.Writer) error {
 	return errors.Join(append(errs, w.Close())...)
 }
 
-// removeCgroups takes away what a killed engine leaves in the hierarchies: directories without a process in them.
+// cgroups are where the containers of a run are: a name with the pid of who removes them in the end.
+const cgroups = "exitgate-test-"
+
+// cgroupVar tells the stage the name.
+const cgroupVar = "EXITGATE_CONTAINERS_CGROUP"
+
+// nameCgroup names it once, outside of the stage's pid namespace.
+func nameCgroup() {
+	if os.Getenv(cgroupVar) == "" {
+		os.Setenv(cgroupVar, fmt.Sprint(cgroups, os.Getpid()))
+	}
+}
+
+// removeCgroups takes away what killed engines leave in the hierarchies, of this run and of runs that were killed: directories
+// without a process in them. podman has a directory of its own for pods, which other podmans may use and so goes only if it is empty.
 func removeCgroups() {
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		for _, name := range []string{cgroup, podmanCgroup} {
-			tops, _ := filepath.Glob(pattern + name)
-			for _, top := range tops {
+	for _, hierarchy := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		tops, _ := filepath.Glob(hierarchy + cgroups + "*")
+		for _, top := range tops {
+			pid := strings.TrimPrefix(filepath.Base(top), cgroups)
+			if _, err := os.Stat("/proc/" + pid); err != nil || filepath.Base(top) == os.Getenv(cgroupVar) {
 				removeEmpty(top)
 			}
+		}
+		pods, _ := filepath.Glob(hierarchy + "libpod_parent")
+		for _, top := range pods {
+			_ = unix.Rmdir(top)
 		}
 	}
 }

@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(stageVar)
 		os.Exit(onStage(m))
 	}
+	nameCgroup()
 	if err := keepMachineNet(); err != nil {
 		fmt.Fprintln(os.Stderr, "integration/containers:", err)
 		os.Exit(1)
