@@ -49,6 +49,11 @@ func (a *answer) buffered() []byte {
 	return b
 }
 
+// more reports whether the next bytes of the body have begun to arrive.
+func (a *answer) more() bool {
+	return a.link != nil && (a.link.br.Buffered() > 0 || a.link.quiet.readable())
+}
+
 // send makes the request and reads the head of its answer.
 func (x *exchange) send() (*answer, *refusal) {
 	a, err := x.sendAny()
