@@ -245,7 +245,9 @@ func TestAttachRefuses(t *testing.T) {
 	g := host(t, world(t), nothing)
 	g.sh("ip netns add blue; ip netns add red; touch /run/netns/file")
 	end := g.attach("blue", "--netns "+blue)
+	rootless := g.sh("unshare --user --net sleep 300 >/dev/null 2>&1 & while [ $(readlink /proc/$!/ns/user) = $(readlink /proc/self/ns/user) ]; do :; done; echo $!")
 	for _, c := range []struct{ args, says string }{
+		{"--pid " + rootless, "another user namespace"},
 		{"--pid 1", "this very network namespace"},
 		{"--netns /proc/self/ns/net", "this very network namespace"},
 		{"--netns " + blue, "answers there already"},
@@ -269,7 +271,7 @@ func TestAttachRefuses(t *testing.T) {
 	if g.sh("nsenter --net="+blue+" nft list set inet exitgate listeners4 | grep -c 8080") != "1" {
 		t.Error("the first gate lost its listener")
 	}
-	g.sh("pkill -TERM -x exitgate -o; true")
+	g.sh("kill " + rootless + "; pkill -TERM -x exitgate -o; true")
 	ends(t, end, "code 0")
 	g.sh("ip netns del blue; ip netns del red")
 	g.nothingLeft()

@@ -106,6 +106,24 @@ func open(path string) (*Handle, error) {
 	return &Handle{file: f, id: id}, nil
 }
 
+// OfOurUsers reports whether the namespace belongs to the user namespace that this process is in. In another one's nftables
+// reads the uids of sockets as that one maps them, and ours may not be among those.
+func (h *Handle) OfOurUsers() (bool, error) {
+	fd, err := unix.IoctlRetInt(int(h.file.Fd()), unix.NS_GET_USERNS)
+	if errors.Is(err, unix.EPERM) {
+		return false, nil // it is above or beside ours
+	}
+	if err != nil {
+		return false, fmt.Errorf("network namespace %d: its user namespace: %w", h.id.Inode, err)
+	}
+	defer unix.Close(fd)
+	var theirs, ours unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &theirs), unix.Stat("/proc/self/ns/user", &ours)); err != nil {
+		return false, err
+	}
+	return theirs.Dev == ours.Dev && theirs.Ino == ours.Ino, nil
+}
+
 // identify refuses what is not a network namespace: setns would, but later and less clearly.
 func identify(f *os.File) (ID, error) {
 	fd := int(f.Fd())

@@ -91,6 +91,12 @@ func (a *attacher) enter(target *netns.Handle) error {
 		return errors.New("the target is in this very network namespace, which the fence would cut off; name a process or a namespace of its own, " +
 			"or use `exitgate run` to fence this one")
 	}
+	if same, err := target.OfOurUsers(); err != nil {
+		return err
+	} else if !same {
+		return errors.New("the target belongs to another user namespace (a rootless or userns-remapped container), where the fence would not know root's " +
+			"sockets by their uid; run `exitgate run` as the container's first process, which works there")
+	}
 	if a.place, err = enter(target); err != nil {
 		return err
 	}
