@@ -13,7 +13,7 @@ import (
 )
 
 // steps are the sizes of the growth table, up to what breaks first.
-var steps = []int{1, 10, 100, 1000, 4000, 8000, 16000}
+var steps = []int{1, 10, 100, 1000, 4000, 12000}
 
 // growth is what one more connection, stream, tunnel, host or agent costs, and how many there can be on this machine.
 func (b *bench) growth() error {
@@ -85,7 +85,19 @@ func (b *bench) held(column string, n int) (before, after float64, err error) {
 		return 0, 0, err
 	}
 	_, used, err := c.measure(p)
+	if err != nil {
+		err = fmt.Errorf("%w (%s)", err, c.state())
+	}
 	return float64(idle.rss) / (1 << 20), float64(used.rss) / (1 << 20), err
+}
+
+// state is how the gate sees itself, for the reason of a failure.
+func (c *candidate) state() string {
+	status, err := c.box.Status()
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%v %v, proxy %v", status["state"], status["why"], status["proxy"])
 }
 
 // only is a stage with one gate before the upstream.

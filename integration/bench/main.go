@@ -116,8 +116,8 @@ func run() error {
 	} else {
 		fmt.Println(m)
 	}
-	if *readme != "" && err == nil {
-		err = writeReadme(*readme, m, b.tables)
+	if *readme != "" && len(b.tables) > 0 {
+		err = errors.Join(err, writeReadme(*readme, m, b.tables))
 	}
 	return err
 }
