@@ -234,6 +234,82 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestRotationInFlight: what is under way keeps the credential it was made with, is
+// not disturbed, and shows the new one as little as the old.
+func TestRotationInFlight(t *testing.T) {
+	const second = "sk-ant-api03-FAKEnewFAKEnewFAKEnew-9876543210"
+	protocols(t, func(t *testing.T, proto string) {
+		s := newScripted()
+		waiting, answer := make(chan string, 1), make(chan struct{})
+		resolve, resolving := make(chan struct{}), make(chan struct{})
+		begun := sync.OnceFunc(func() { close(resolving) })
+		var r *rig
+		r = newRig(t, func(o *Options) {
+			o.Resolver = resolveFunc(func(ctx context.Context, agent, host string, port uint16) (Pinned, error) {
+				if host == "other.example.test" {
+					begun()
+					<-resolve
+				}
+				return r.names.Resolve(ctx, agent, host, port)
+			})
+		})
+		slow := r.origin(func(w http.ResponseWriter, req *http.Request) {
+			waiting <- req.Header.Get("X-Api-Key")
+			<-answer
+			w.Header().Set("X-Echo", second)
+			_, _ = io.WriteString(w, "also "+second)
+		}, proto)
+		o := r.origin(s.serve, proto)
+		yaml := apiPolicy(o.port) + fmt.Sprintf("  - {name: slow, path: /slow, upstream: \"https://api.example.test:%d\", credential: anthropic, addresses: [127.0.0.0/8], allow: [GET /**]}\n", slow.port) +
+			fmt.Sprintf("  - {name: late, path: /late, upstream: \"https://other.example.test:%d\", credential: anthropic, addresses: [127.0.0.0/8], allow: [GET /**]}\n", slow.port)
+		r.configure(yaml, apiSecrets())
+		ask := func(path string) *raw {
+			c := r.dial()
+			c.send("GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, r.addr)
+			return c
+		}
+		stream := ask("/v1/models")
+		if got := (<-s.begin).Header.Get("X-Api-Key"); got != apiKey {
+			t.Fatalf("the stream's credential is %q", got)
+		}
+		resp, err := http.ReadResponse(stream.br, nil)
+		must(t, err)
+		unanswered := ask("/slow/x")
+		if got := <-waiting; got != apiKey {
+			t.Errorf("before the change: %q", got)
+		}
+		dialling := ask("/late/x")
+		<-resolving
+
+		r.configure(yaml, map[string]Secret{"anthropic": {Value: []byte(second)}})
+		close(resolve)
+		if got := <-waiting; got != apiKey {
+			t.Errorf("a request that was decided on before the change: %q", got)
+		}
+		fresh := ask("/slow/y")
+		if got := <-waiting; got != second {
+			t.Errorf("after the change: %q", got)
+		}
+		close(answer)
+		for name, c := range map[string]*raw{"unanswered": unanswered, "dialling": dialling, "fresh": fresh} {
+			resp, body := c.answer("GET")
+			if resp.StatusCode != 200 || leaks(body+resp.Header.Get("X-Echo"), second) || !strings.HasPrefix(body, "also ***") {
+				t.Errorf("%s: status %d %q %v", name, resp.StatusCode, body, resp.Header)
+			}
+		}
+		event := "data: " + second + " " + apiKey + "\n\n"
+		s.say <- event
+		got := make([]byte, len(event))
+		if _, err := io.ReadFull(resp.Body, got); err != nil || leaks(string(got), second) || leaks(string(got), apiKey) || !strings.HasPrefix(string(got), "data: ***") {
+			t.Errorf("the stream goes on with %q, %v", got, err)
+		}
+		close(s.say)
+		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
+			t.Errorf("the stream's end: %q, %v", rest, err)
+		}
+	})
+}
+
 func TestRememberedSecretsAreBounded(t *testing.T) {
 	r := newRig(t)
 	o := r.origin(func(w http.ResponseWriter, req *http.Request) { _, _ = io.WriteString(w, apiKey) })

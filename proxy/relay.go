@@ -94,10 +94,14 @@ func (x *exchange) answerHead(resp *http.Response, noBody, chunked bool) {
 	x.mask(x.out)
 }
 
+// secrets is what the answer may not hold now. An answer outlives its request's
+// generation: a credential that came since is as little for the agent to see.
+func (x *exchange) secrets() *scrub.Set { return x.c.srv.snap.Load().secrets }
+
 // mask masks credentials in b, in place.
 func (x *exchange) mask(b []byte) {
 	if x.cred != nil {
-		copy(b, x.c.flow.snap.secrets.Bytes(b))
+		copy(b, x.secrets().Bytes(b))
 	}
 }
 
@@ -111,7 +115,7 @@ func (x *exchange) dropNames(h http.Header) {
 		if _, plain := plainNames[name]; plain {
 			continue
 		}
-		if slices.Contains(hopByHop, name) || slices.Contains(ours, name) || x.cred != nil && x.c.flow.snap.secrets.ContainsFold(name) {
+		if slices.Contains(hopByHop, name) || slices.Contains(ours, name) || x.cred != nil && x.secrets().ContainsFold(name) {
 			delete(h, name)
 		}
 	}
@@ -142,7 +146,7 @@ var plainNames = func() map[string]struct{} {
 // the head, and drops those whose names hold one.
 func (x *exchange) scrubFields(h http.Header) {
 	if x.cred != nil {
-		x.c.flow.snap.secrets.Header(h)
+		x.secrets().Header(h)
 	}
 }
 
@@ -309,7 +313,9 @@ func (x *exchange) scrubbed(resp *http.Response) io.Reader {
 	if lines[contentType(resp.Header["Content-Type"])] {
 		mode = scrub.Events
 	}
-	return scrub.NewReader(resp.Body, x.c.flow.snap.secrets, mode)
+	body := scrub.NewReader(resp.Body, x.secrets(), mode)
+	body.Follow(x.secrets)
+	return body
 }
 
 // lines are the content types whose reader acts on each line as it comes.

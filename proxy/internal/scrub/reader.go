@@ -20,7 +20,9 @@ const (
 	largeBuffer = 64 << 10 // what it grows to while reads fill it
 )
 
-// Reader masks the secrets of a Set in a stream, byte for byte.
+// Reader masks the secrets of a Set in a stream, byte for byte. The Set may be
+// followed by another while the stream lasts: what has not been emitted is searched
+// anew then.
 //
 // It emits everything up to the last byte of the Mode's kind, and everything but
 // the last 12 bytes for each byte of the longest secret (rounded up to whole KiB),
@@ -30,7 +32,9 @@ const (
 // secret could begin in it.
 type Reader struct {
 	r    io.Reader
+	now  func() *Set // nil: it stays set
 	set  *Set
+	mode Mode
 	find *finder   // nil: nothing to look for
 	ends [256]bool // bytes at which is let go
 
@@ -43,19 +47,33 @@ type Reader struct {
 
 // NewReader returns a Reader that reads from r.
 func NewReader(r io.Reader, s *Set, mode Mode) *Reader {
-	sr := &Reader{r: r, set: s}
+	sr := &Reader{r: r, mode: mode}
 	if s.empty() {
 		return sr
 	}
-	for c := range sr.ends {
-		if mode == Events {
-			sr.ends[c] = c == '\n' || c == '\r'
+	sr.use(s)
+	return sr
+}
+
+// Follow has the Reader ask for its Set after each read: secrets may come while a
+// stream lasts. A Reader that began without any, or is given none, keeps what it has.
+func (r *Reader) Follow(now func() *Set) { r.now = now }
+
+// use makes s the Set, also for what is held. What was found there stays found, and
+// no occurrence began before it: it would have ended there.
+func (r *Reader) use(s *Set) {
+	r.set = s
+	for c := range r.ends {
+		if r.mode == Events {
+			r.ends[c] = c == '\n' || c == '\r'
 		} else {
-			sr.ends[c] = (c <= ' ' || c >= 0x7f) && !s.alphabet[c]
+			r.ends[c] = (c <= ' ' || c >= 0x7f) && !s.alphabet[c]
 		}
 	}
-	sr.find = newFinder(s, &sr.ends)
-	return sr
+	old := r.find
+	if r.find = newFinder(s, &r.ends); old != nil {
+		r.find.spans = old.spans
+	}
 }
 
 // Read implements io.Reader. It returns what can be emitted as soon as it can.
@@ -134,6 +152,12 @@ func (r *Reader) fill() int {
 // what may go.
 func (r *Reader) emit(n int) {
 	text := r.buf[r.held:]
+	if r.now != nil {
+		if s := r.now(); s != r.set && !s.empty() {
+			r.use(s)
+			n = len(text) // what ends a hold may have changed with the alphabet
+		}
+	}
 	r.find.find(text)
 	free := len(text)
 	if r.err != io.EOF {

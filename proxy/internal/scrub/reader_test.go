@@ -3,6 +3,7 @@ package scrub
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand"
 	"strings"
@@ -299,6 +300,38 @@ func TestReaderEnds(t *testing.T) {
 type onlyZero struct{}
 
 func (onlyZero) Read([]byte) (int, error) { return 0, nil }
+
+// TestReaderFollows: a secret that comes while a stream lasts is masked in what follows, and wherever in the stream
+// that is, the old one stays masked. The longer one needs more to be held back.
+func TestReaderFollows(t *testing.T) {
+	long := "FAKE-long-" // it has no period: that would be many near matches
+	for i := range 60 {
+		long += fmt.Sprint(i*i*7919, "-")
+	}
+	for _, fresh := range []string{"FAKE-new-secret-of-later", long} {
+		before, after := NewSet([]byte(fakeKey)), NewSet([]byte(fakeKey), []byte(fresh))
+		for _, mode := range []Mode{Body, Events} {
+			first := "data: \"" + fakeKey + "\" and "
+			in := first + fresh + "\n\ndata: " + fresh + fakeKey + "\n\n"
+			want := after.String(in)
+			for at := 1; at <= len(first); at += 3 {
+				r, reads := NewReader(split(in, at), before, mode), 0
+				r.Follow(func() *Set {
+					if reads++; reads > 1 {
+						return after
+					}
+					return before
+				})
+				if got, err := readAll(r); got != want || err != nil {
+					t.Fatalf("mode %v, cut at %d: %v\n%s", mode, at, err, got)
+				}
+			}
+			if got, _ := readAll(NewReader(split(in, len(first)), before, mode)); !strings.Contains(got, fresh) {
+				t.Fatalf("mode %v: control: the new one is masked by the old set", mode)
+			}
+		}
+	}
+}
 
 func TestReaderMemoryIsBounded(t *testing.T) {
 	set := NewSet([]byte(fakeKey))
