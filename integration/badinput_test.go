@@ -117,7 +117,7 @@ func (g *gate) oneLine(says string) {
 		}
 	}
 	if len(ours) != 1 {
-		g.t.Errorf("%d error lines, want one: %q; all of it:\n%s", len(ours), ours, g.errors())
+		g.t.Errorf("%d error lines, want one: %q; all of it:\n%s", len(ours), ours, g.Stderr.Tail(60))
 		return
 	}
 	if !regexp.MustCompile(says).MatchString(ours[0]) {

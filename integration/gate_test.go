@@ -10,6 +10,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 const (
@@ -49,26 +50,13 @@ type gate struct {
 
 func world(t testing.TB) *rig.World {
 	t.Helper()
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("cleaning up: %v", err)
-		}
-	})
-	return w
+	return rigtest.World(t)
 }
 
 // upstream starts a stand-in of that name.
 func upstream(t testing.TB, w *rig.World, name string, s rig.Server) *rig.Upstream {
 	t.Helper()
-	u, err := w.HTTPS(name, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
+	return rigtest.HTTPS(t, w, name, s)
 }
 
 // start starts exitgate with a policy and without waiting for anything.
@@ -78,28 +66,7 @@ func start(t testing.TB, w *rig.World, policy string, change ...func(*rig.Config
 	for _, c := range change {
 		c(&cfg)
 	}
-	b, err := rig.Start(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gate{b, t, w}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("standard error of PID 1:\n%s", g.errors())
-		}
-	})
-	return g
-}
-
-func (g *gate) errors() string {
-	if g.Stderr == nil {
-		return ""
-	}
-	lines := g.Stderr.Lines()
-	if n := len(lines); n > 60 {
-		lines = append([]string{fmt.Sprintf("(%d lines before)", n-60)}, lines[n-60:]...)
-	}
-	return strings.Join(lines, "\n")
+	return &gate{rigtest.Start(t, cfg), t, w}
 }
 
 // up starts exitgate and waits until its agent, a prober, runs.
@@ -229,12 +196,9 @@ func refusal(t testing.TB, r prober.Result) string {
 // eventually waits until f holds.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-		if f() {
-			return
-		}
+	if !rig.Eventually(patience, f) {
+		t.Errorf("not within %s: %s", patience, what)
 	}
-	t.Errorf("not within %s: %s", patience, what)
 }
 
 // event is one audit line.

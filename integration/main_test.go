@@ -9,31 +9,12 @@
 package integration
 
 import (
-	"errors"
-	"fmt"
-	"os"
 	"testing"
 
-	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 // binary is the program under test.
 var binary string
 
-func TestMain(m *testing.M) {
-	rig.Main()
-	inside, code, err := rig.Enter()
-	if err == nil && inside {
-		if binary, err = rig.Binary(); err == nil {
-			os.Exit(m.Run())
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "integration:", err)
-		code = 1
-		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
-			code = 0
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rigtest.Main(m, &binary) }

@@ -88,7 +88,7 @@ func TestMistakes(t *testing.T) {
 	}
 	control := start(t, w, basic, running("run", "--", "true"))
 	if code := control.code(); code != 0 {
-		t.Fatalf("control: a good start: %d, %s", code, control.errors())
+		t.Fatalf("control: a good start: %d, %s", code, control.Stderr.Tail(60))
 	}
 	for _, m := range mistakes {
 		t.Run(m.name, func(t *testing.T) {

@@ -234,6 +234,6 @@ func TestSuggestOnceAtTheEnd(t *testing.T) {
 	}
 	g = start(t, g.w, nothing, running("run", "--", "/bin/sh", "-c", "curl -s -o /dev/null https://files.example.org/; echo done"))
 	if code := g.code(); code != 0 || strings.Contains(g.Stderr.String(), "add to the policy") {
-		t.Errorf("exit %d, %s", code, g.errors())
+		t.Errorf("exit %d, %s", code, g.Stderr.Tail(60))
 	}
 }

@@ -12,33 +12,12 @@
 package attack
 
 import (
-	"errors"
-	"fmt"
-	"os"
 	"testing"
 
-	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 // program is the program under test.
 var program string
 
-func TestMain(m *testing.M) {
-	rig.Main()
-	inside, code, err := rig.Enter()
-	if err == nil && inside {
-		if program, err = rig.Binary(); err == nil {
-			code = m.Run()
-			table.print(os.Stdout)
-			os.Exit(code)
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "attack:", err)
-		code = 1
-		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
-			code = 0
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rigtest.Main(m, &program, table.Show) }

@@ -3,20 +3,10 @@ package attack
 import (
 	"testing"
 
-	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 const module = "../.." // of the module, from this package's directory
-
-// allTests are the tests of the module by "package.Name".
-func allTests(t testing.TB) map[string]bool {
-	t.Helper()
-	all, err := rig.Tests(module)
-	if err != nil || len(all) < 100 {
-		t.Fatalf("%d tests found: %v", len(all), err)
-	}
-	return all
-}
 
 // shown are cases that other packages have, by the test that shows each.
 var shown = []struct{ family, name, test string }{
@@ -91,7 +81,7 @@ var unstaged = []struct{ family, name, why string }{
 
 // TestShownElsewhere completes the table: every test that it names must exist.
 func TestShownElsewhere(t *testing.T) {
-	tests := allTests(t)
+	tests := rigtest.Tests(t, module)
 	for _, s := range shown {
 		seen := "exists"
 		if !tests[s.test] {
@@ -100,6 +90,6 @@ func TestShownElsewhere(t *testing.T) {
 		judge(t, row{s.family, s.name, "-", "exists", seen, s.test})
 	}
 	for _, u := range unstaged {
-		table.add(row{u.family, u.name, "-", "not run", "not run", u.why})
+		table.Add(row{u.family, u.name, "-", "not run", "not run", u.why}.line())
 	}
 }

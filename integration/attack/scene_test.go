@@ -14,6 +14,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,24 +82,12 @@ func at(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).S
 
 func newScene(t *testing.T, change ...func(*rig.Config)) *scene {
 	t.Helper()
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("cleaning up: %v", err)
-		}
-	})
+	w := rigtest.World(t)
 	s := &scene{w: w}
 	for name, u := range map[string]**rig.Upstream{"api.example.com": &s.api, "files.example.com": &s.files, "deb.example.org": &s.deb} {
-		if *u, err = w.HTTPS(name, rig.Server{}); err != nil {
-			t.Fatal(err)
-		}
+		*u = rigtest.HTTPS(t, w, name, rig.Server{})
 	}
-	if s.plain, err = w.HTTPS("plain.example.com", rig.Server{Plain: true}); err != nil {
-		t.Fatal(err)
-	}
+	s.plain = rigtest.HTTPS(t, w, "plain.example.com", rig.Server{Plain: true})
 	w.DNS.Set("mirror.example.com", time.Hour, s.files.Addr4)
 	cfg := rig.Config{World: w, Binary: program, Policy: policy, Files: boxFiles()}
 	for _, c := range change {
@@ -121,17 +110,8 @@ func boxFiles() map[string]rig.File {
 
 func (s *scene) place(t *testing.T, cfg rig.Config, gate bool) *place {
 	t.Helper()
-	b, err := rig.Start(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := rigtest.Start(t, cfg)
 	p := &place{Box: b, s: s, gate: gate, agents: map[string]*rig.Agent{}}
-	t.Cleanup(func() {
-		if t.Failed() && gate {
-			lines := b.Stderr.Lines()
-			t.Logf("standard error of PID 1:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
-		}
-	})
 	if err := b.Agent().Ready(patience); err != nil {
 		t.Fatal(err)
 	}
@@ -142,9 +122,11 @@ func (s *scene) place(t *testing.T, cfg rig.Config, gate bool) *place {
 		p.agents["agent"] = b.Agent()
 	}
 	for road, id := range map[string][2]uint32{"exec": {1000, 1000}, "gid 0": {1000, 0}, "nobody": {65534, 65534}, "root": {0, 0}, "uid 1001": {1001, 1001}} {
-		if p.agents[road], err = b.As(id[0], id[1]); err != nil {
+		a, err := b.As(id[0], id[1])
+		if err != nil {
 			t.Fatal(err)
 		}
+		p.agents[road] = a
 	}
 	p.serve(t)
 	p.reports = p.listenerReports()

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"exitgate/integration/rig/rigtest"
 )
 
 var testName = regexp.MustCompile("`([a-z0-9]+\\.(?:Test|Fuzz)[A-Za-z0-9_]+)`")
@@ -15,7 +17,7 @@ func TestSecurityNamesItsTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests := allTests(t)
+	tests := rigtest.Tests(t, module)
 	for _, m := range testName.FindAllStringSubmatch(string(text), -1) {
 		if !tests[m[1]] {
 			t.Errorf("SECURITY.md names %s, which does not exist", m[1])

@@ -134,7 +134,7 @@ func TestTakeover(t *testing.T) {
 			t.Errorf("the proxy is not %s: %s", part, got["identity"])
 		}
 	}
-	table.add(row{"taken proxy", "identity", "proxy", "no capability, seccomp", got["identity"], "without hardening: " + control["identity"]})
+	table.Add(row{"taken proxy", "identity", "proxy", "no capability, seccomp", got["identity"], "without hardening: " + control["identity"]}.line())
 	route := say("GET /reflect HTTP/1.1", "Host: "+listener)
 	if r := s.fenced.agents["agent"].Do(route); r.Status != 200 {
 		t.Errorf("afterwards the route: %s", r)

@@ -23,17 +23,22 @@ func TestChaos(t *testing.T) {
 	time.Sleep(time.Second)
 	l.take()
 	l.end()
-	before := s.settled(level{})
+	before := s.warm()
 	l = s.load()
 	tw := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "FAULT\tLASTED\tWENT THROUGH\tFAILED\tAGAIN AFTER\tATTEMPTS IN VAIN")
+	tried := 0
 	for _, f := range faults() {
 		if f.only && !*long || !strings.Contains(f.name, *one) {
 			continue
 		}
 		fmt.Fprintln(tw, s.suffer(l, f))
+		tried++
 	}
 	l.end()
+	if tried == 0 {
+		t.Errorf("no fault has a name that contains %q", *one)
+	}
 	if testing.Verbose() {
 		tw.Flush()
 	}
@@ -93,6 +98,24 @@ func (s *stage) control() {
 	}
 }
 
+// warm is what the gate has in hand after its first work, with idle connections in its pools.
+func (s *stage) warm() (l level) {
+	s.t.Helper()
+	told := func() bool {
+		got, err := s.level()
+		l = got
+		return err == nil && got.proxyGoroutines > 0 && got.zombies == 0
+	}
+	if !rig.Eventually(patience, told) {
+		s.t.Fatal("the gate never told what it has in hand")
+	}
+	time.Sleep(3 * time.Second) // the proxy's own figures come with its sign of life, every 2 s
+	if !rig.Eventually(patience, told) {
+		s.t.Fatal("the gate tells no more what it has in hand")
+	}
+	return l
+}
+
 // settled waits until the gate has in hand what it had before, and returns the last level seen. Memory may have grown by what a Go heap keeps.
 func (s *stage) settled(before level) (got level) {
 	s.t.Helper()
@@ -104,14 +127,6 @@ func (s *stage) settled(before level) (got level) {
 	}
 	for until := time.Now().Add(wait); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
 		if got, err = s.level(); err != nil {
-			continue
-		}
-		if before == (level{}) {
-			if got.proxyGoroutines > 0 && got.zombies == 0 {
-				time.Sleep(3 * time.Second) // idle connections of the warming-up are in the pools; a sign of life every 2 s has the figures
-				got, err = s.level()
-				return got
-			}
 			continue
 		}
 		if why = got.above(before); len(why) == 0 {

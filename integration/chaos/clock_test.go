@@ -9,6 +9,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,24 +32,15 @@ func TestClocks(t *testing.T) {
 }
 
 func clocked(t *testing.T, offset time.Duration) {
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Close() })
+	w := rigtest.World(t)
 	for _, name := range []string{"api.example.com", "files.example.com"} {
-		if _, err := w.HTTPS(name, rig.Server{TTL: time.Second}); err != nil {
-			t.Fatal(err)
-		}
+		rigtest.HTTPS(t, w, name, rig.Server{TTL: time.Second})
 	}
 	seconds := fmt.Sprint(int64(offset / time.Second))
 	// unshare --fork keeps itself as the first process; the gate is its child, in the new time namespace.
-	b, err := rig.Start(rig.Config{World: w, Binary: program, Policy: policy, Plain: true, Serve: true,
+	b := rigtest.Start(t, rig.Config{World: w, Binary: program, Policy: policy, Plain: true, Serve: true,
 		Args:         []string{"/usr/bin/unshare", "--time", "--monotonic", seconds, "--boottime", seconds, "--fork", rig.BinaryPath, "run", "--", rig.ProberPath, "serve"},
 		Capabilities: append([]uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_TIME}, rig.EngineCapabilities...), Files: map[string]rig.File{"/run/secrets/api": {Data: secret + "\n", Mode: 0o400}}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := b.Agent().Ready(patience); err != nil {
 		if strings.Contains(b.Stderr.String(), "timens") && os.Getenv("CI") == "" {
 			t.Skip("needs CAP_SYS_TIME, which only a time namespace's clocks are set with")

@@ -13,13 +13,10 @@
 package chaos
 
 import (
-	"errors"
 	"flag"
-	"fmt"
-	"os"
 	"testing"
 
-	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 var (
@@ -28,20 +25,4 @@ var (
 	one     = flag.String("fault", "", "only faults whose name contains this")
 )
 
-func TestMain(m *testing.M) {
-	rig.Main()
-	inside, code, err := rig.Enter()
-	if err == nil && inside {
-		if program, err = rig.Binary(); err == nil {
-			os.Exit(m.Run())
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
-		code = 1
-		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
-			code = 0
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rigtest.Main(m, &program) }

@@ -13,6 +13,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,42 +52,18 @@ type stage struct {
 // newStage starts the gate with its audit on a file system of 16 MiB.
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("cleaning up: %v", err)
-		}
-	})
+	w := rigtest.World(t)
 	s := &stage{t: t, w: w, v4: netip.AddrFrom4([4]byte{46, byte(w.Number()), 0, 1}), v6: netip.MustParseAddr("2a0e:46::1")}
 	// Short-lived answers: the resolver has work all the time.
-	if s.api, err = w.HTTPS("api.example.com", rig.Server{TTL: time.Second}); err != nil {
-		t.Fatal(err)
-	}
-	if s.files, err = w.HTTPS("files.example.com", rig.Server{TTL: time.Second}); err != nil {
-		t.Fatal(err)
-	}
+	s.api = rigtest.HTTPS(t, w, "api.example.com", rig.Server{TTL: time.Second})
+	s.files = rigtest.HTTPS(t, w, "files.example.com", rig.Server{TTL: time.Second})
 	wait := "while ! [ -e /run/go ]; do sleep 0.02; done; exec /rig/exitgate run --audit file:/audit/log -- /rig/prober serve"
-	s.Box, err = rig.Start(rig.Config{World: w, Binary: program, Policy: policy, Plain: true, Serve: true, Args: []string{"/bin/sh", "-c", wait},
+	s.Box = rigtest.Start(t, rig.Config{World: w, Binary: program, Policy: policy, Plain: true, Serve: true, Args: []string{"/bin/sh", "-c", wait},
 		Files: map[string]rig.File{"/run/secrets/api": {Data: secret + "\n", Mode: 0o400}, "/audit/.keep": {}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			lines := s.Stderr.Lines()
-			t.Logf("standard error of PID 1:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
-		}
-	})
 	s.must(s.Enter(func() error { return unix.Mount("audit", "/audit", "tmpfs", 0, "size=16m") }))
 	s.must(s.Write("/run/go", rig.File{}))
 	s.must(s.Agent().Ready(patience))
-	s.root, err = s.As(0, 0)
-	s.must(err)
-	s.evil, err = s.As(1000, 1000)
-	s.must(err)
+	s.root, s.evil = s.as(0), s.as(1000)
 	return s
 }
 
@@ -95,6 +72,14 @@ func (s *stage) must(err error) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// as is a prober beside PID 1's children.
+func (s *stage) as(uid uint32) *rig.Agent {
+	s.t.Helper()
+	a, err := s.As(uid, uid)
+	s.must(err)
+	return a
 }
 
 // sh runs a script in the box as root.

@@ -248,12 +248,9 @@ func results(t testing.TB, o output, n int) []prober.Result {
 
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
-		if f() {
-			return
-		}
+	if !rig.Eventually(patience, f) {
+		t.Fatalf("not within %s: %s", patience, what)
 	}
-	t.Fatalf("not within %s: %s", patience, what)
 }
 
 func get(path string) prober.Probe {

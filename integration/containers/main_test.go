@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,14 +43,7 @@ func TestMain(m *testing.M) {
 		os.Exit(initMain())
 	}
 	removeCgroups()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "integration/containers:", err)
-		code = 1
-		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
-			code = 0
-		}
-	}
-	os.Exit(code)
+	rigtest.Exit(code, err)
 }
 
 // initMain runs the tests as a child and collects whatever else ends: shims and monitors of containers are left to PID 1, and an
@@ -99,17 +93,10 @@ func prepare() (err error) {
 	if internet, err = rig.NewWorld(); err != nil {
 		return err
 	}
-	if binary = os.Getenv("EXITGATE_BINARY"); binary != "" {
-		binary, err = filepath.Abs(binary)
-	} else {
-		binary = filepath.Join(os.TempDir(), "exitgate")
-		err = build(binary, "../../cmd/exitgate")
-	}
-	if err != nil {
+	if binary, err = rig.Binary(); err != nil {
 		return err
 	}
-	probe = filepath.Join(os.TempDir(), "probe")
-	if err := build(probe, "./probe"); err != nil {
+	if probe, err = rig.Build("exitgate/integration/containers/probe"); err != nil {
 		return err
 	}
 	if err := setReadme(); err != nil {
@@ -122,16 +109,6 @@ func prepare() (err error) {
 		cover("/etc/subuid", rootlessUser+":200000:65536\n", false),
 		cover("/etc/subgid", rootlessUser+":200000:65536\n", false),
 	)
-}
-
-func build(to, dir string) error {
-	cmd := exec.Command("go", "build", "-o", to, dir)
-	// The namespaces have no way to a module proxy; what is needed is in the module cache since the test itself was built.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", dir, err, out)
-	}
-	return nil
 }
 
 // cover lays other text over a file of the machine, or more text, in these namespaces only.

@@ -189,12 +189,10 @@ func listens(b *rig.Box, at string) bool {
 }
 
 func eventually(f func() bool) error {
-	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-		if f() {
-			return nil
-		}
+	if !rig.Eventually(10*time.Second, f) {
+		return errors.New("not within ten seconds")
 	}
-	return errors.New("not within ten seconds")
+	return nil
 }
 
 func (d *demo) start() (err error) {

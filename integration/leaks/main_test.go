@@ -14,77 +14,23 @@
 package leaks
 
 import (
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
-	"text/tabwriter"
 
-	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 // program is the program under test.
 var program string
 
-func TestMain(m *testing.M) {
-	rig.Main()
-	inside, code, err := rig.Enter()
-	if err == nil && inside {
-		if program, err = rig.Binary(); err == nil {
-			code = m.Run()
-			if testing.Verbose() {
-				table.print(os.Stdout)
-			}
-			os.Exit(code)
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "leaks:", err)
-		code = 1
-		if errors.Is(err, rig.ErrNeedsRoot) && os.Getenv("CI") == "" {
-			code = 0
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rigtest.Main(m, &program, table.Show) }
+
+var table = rigtest.NewTable("GROUP", "CASE")
 
 // row is one line of the table. Forms of the same case stand in one.
 type row struct{ group, name, want, seen, control string }
 
-var table rows
-
-type rows struct {
-	mu  sync.Mutex // guards all
-	all []row
-}
-
-func (t *rows) print(w io.Writer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	slices.SortStableFunc(t.all, func(a, b row) int { return strings.Compare(a.group, b.group) })
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "GROUP\tCASE\tEXPECTED\tSEEN\tCONTROL")
-	for _, r := range t.all {
-		fmt.Fprintln(tw, strings.Join([]string{r.group, r.name, r.want, r.seen, r.control}, "\t"))
-	}
-	tw.Flush()
-	fmt.Fprintf(w, "%d rows\n", len(t.all))
-}
-
-// judge adds a row, and fails the test where what was seen is none of the expected, which are separated by |.
+// judge adds a row, and fails the test where what was seen is not what is wanted.
 func judge(t testing.TB, r row) {
 	t.Helper()
-	table.mu.Lock()
-	table.all = append(table.all, r)
-	table.mu.Unlock()
-	if !slices.Contains(strings.Split(r.want, "|"), r.seen) {
-		t.Errorf("%s %s: %s, want %s (control: %s)", r.group, r.name, r.seen, r.want, r.control)
-	}
-	if strings.HasPrefix(r.control, "FAILED") {
-		t.Errorf("%s %s: control: %s", r.group, r.name, r.control)
-	}
+	table.Judge(t, rigtest.Row{Labels: []string{r.group, r.name}, Want: r.want, Seen: r.seen, Control: r.control})
 }

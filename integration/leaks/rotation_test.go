@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -137,15 +138,7 @@ func (s *scene) sweepFor(t *testing.T, value string) {
 // TestBadStarts: a credential that is not to be had stops the start, and is not told.
 func TestBadStarts(t *testing.T) {
 	t.Parallel()
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	w := rigtest.World(t)
 	helper := func(script string) map[string]rig.File {
 		return map[string]rig.File{"/etc/helper": {Data: "#!/bin/sh\n" + strings.ReplaceAll(script, secret, "'"+secret+"'") + "\n", Mode: 0o700}}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 // Fakes. The first has bytes that differ in the alphabets of base64, and a slash.
@@ -56,10 +57,9 @@ type hostile struct {
 	answers map[string]answer
 	heads   map[string][]string // by the number of the request's case, byte for byte up to the body
 	closed  map[string]bool     // the connection broke before the answer was out
-	total   int
 }
 
-// ServeConn answers by the number that a request's query has.
+// serve answers by the number that a request's query has.
 func (h *hostile) serve(c net.Conn) {
 	defer c.Close()
 	var kept bytes.Buffer
@@ -79,7 +79,6 @@ func (h *hostile) serve(c net.Conn) {
 		h.mu.Lock()
 		a, known := h.answers[id]
 		h.heads[id] = append(h.heads[id], head)
-		h.total++
 		h.mu.Unlock()
 		if !known {
 			a = raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -117,12 +116,6 @@ func (h *hostile) got(id string) []string {
 	return append([]string(nil), h.heads[id]...)
 }
 
-func (h *hostile) count() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.total
-}
-
 // scene is a box with the binary in it, a hostile upstream, and another host that nobody may reach.
 type scene struct {
 	*rig.Box
@@ -133,22 +126,12 @@ type scene struct {
 
 func newScene(t *testing.T, policy string, change ...func(*rig.Config)) *scene {
 	t.Helper()
-	w, err := rig.NewWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("cleaning up: %v", err)
-		}
-	})
+	w := rigtest.World(t)
 	s := &scene{w: w, api: &hostile{answers: map[string]answer{}, heads: map[string][]string{}, closed: map[string]bool{}}}
 	if _, _, err := w.Faulty("api.example.com", 0, false, s.api.serve); err != nil {
 		t.Fatal(err)
 	}
-	if s.evil, err = w.HTTPS("evil.example", rig.Server{}); err != nil {
-		t.Fatal(err)
-	}
+	s.evil = rigtest.HTTPS(t, w, "evil.example", rig.Server{})
 	cfg := rig.Config{World: w, Binary: program, Policy: policy, Env: []string{"EXITGATE_METRICS=unix:/run/metrics.sock"}, Files: map[string]rig.File{
 		"/run/secrets/bearer": {Data: secret + "\n", Mode: 0o400}, "/run/secrets/other": {Data: otherSecret, Mode: 0o400},
 		"/run/secrets/api": {Data: apiKey, Mode: 0o400}, "/run/secrets/oat": {Data: oatKey, Mode: 0o400},
@@ -156,15 +139,7 @@ func newScene(t *testing.T, policy string, change ...func(*rig.Config)) *scene {
 	for _, f := range change {
 		f(&cfg)
 	}
-	if s.Box, err = rig.Start(cfg); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			lines := s.Stderr.Lines()
-			t.Logf("standard error of PID 1:\n%.8000s", strings.Join(lines[max(0, len(lines)-20):], "\n"))
-		}
-	})
+	s.Box = rigtest.Start(t, cfg)
 	if err := s.Agent().Ready(patience); err != nil {
 		t.Fatal(err)
 	}
@@ -223,14 +198,7 @@ func chunked(fields string, chunks ...string) []string {
 }
 
 // eventually waits until f holds.
-func eventually(f func() bool) bool {
-	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
-		if f() {
-			return true
-		}
-	}
-	return false
-}
+func eventually(f func() bool) bool { return rig.Eventually(patience, f) }
 
 // parallel calls f for each, a few at once.
 func parallel[T any](list []T, f func(T)) {

@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"exitgate/integration/prober"
 
@@ -59,6 +60,16 @@ func Main() {
 
 // Inside says, before Enter is called, whether this is the second run. The first still has the machine's own network.
 func Inside() bool { return os.Getenv(insideVar) != "" }
+
+// Eventually waits until f holds, and reports whether it did within the time.
+func Eventually(within time.Duration, f func() bool) bool {
+	for until := time.Now().Add(within); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		if f() {
+			return true
+		}
+	}
+	return false
+}
 
 // ErrNeedsRoot says that namespaces cannot be made here.
 var ErrNeedsRoot = errors.New("namespaces need root (CAP_SYS_ADMIN, CAP_NET_ADMIN); run as root")

@@ -74,7 +74,7 @@ func TestBoxReachesTheWorld(t *testing.T) {
 		if !r.OK() || r.Status != 200 || !strings.Contains(string(r.Data), `"/reflect?a=b;c"`) {
 			t.Errorf("%s: %s: %s", addr, r, r.Data)
 		}
-		if w.Capture().To(addr, 443) == 0 {
+		if !Eventually(10*time.Second, func() bool { return w.Capture().To(addr, 443) > 0 }) { // which is read beside
 			t.Errorf("the capture saw nothing for %s: %v", addr, w.Capture().Flows())
 		}
 	}

@@ -3,6 +3,7 @@ package rig
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -101,4 +102,13 @@ func (s *Stream) Wait(from int, limit time.Duration, match func(string) bool) (s
 func (s *Stream) WaitText(text string, limit time.Duration) (string, error) {
 	line, _, err := s.Wait(0, limit, func(l string) bool { return strings.Contains(l, text) })
 	return line, err
+}
+
+// Tail is the end of what was written: at most n lines, and how many there were before.
+func (s *Stream) Tail(n int) string {
+	lines := s.Lines()
+	if before := len(lines) - n; before > 0 {
+		lines = append([]string{fmt.Sprintf("(%d lines before)", before)}, lines[before:]...)
+	}
+	return strings.Join(lines, "\n")
 }
