@@ -66,7 +66,7 @@ func (r *reader) headerAndFormat(c *Credential, headerAt, formatAt *yaml.Node) {
 	}
 }
 
-var envName = pattern(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var envName = expression(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // source reads where a credential comes from. No message repeats the value: it
 // may be the secret itself, put in the wrong place.
@@ -140,7 +140,7 @@ func (r *reader) format(n *yaml.Node) string {
 	return ""
 }
 
-var token = pattern("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110 section 5.6.2
+var token = expression("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110 section 5.6.2
 
 // headerName reads a field name and returns its canonical spelling.
 func (r *reader) headerName(n *yaml.Node, what string) string {

@@ -9,7 +9,7 @@ import (
 // placeholders are what a route's env may contain in braces.
 var placeholders = []string{"{url}", "{dummy}", "{socket}"}
 
-var braces = pattern(`\{[A-Za-z_]+\}`)
+var braces = expression(`\{[A-Za-z_]+\}`)
 
 // env checks a route's NAME=VALUE lines.
 func (r *reader) env(lines []word) {

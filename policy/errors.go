@@ -129,14 +129,14 @@ func within(context string, err error) error {
 	return err
 }
 
-// pattern compiles a regular expression when it is first used. Compiling all of them was a tenth of what the program did
+// expression compiles a regular expression when it is first used. Compiling all of them was a tenth of what the program did
 // before its main, and it starts three times before an agent runs.
-func pattern(expr string) func() *regexp.Regexp {
+func expression(expr string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
 }
 
 // secretShape matches what the well-known issuers' secrets look like.
-var secretShape = pattern(`(sk-|gh[opsu]_|github_pat_|glpat-|xox[a-z]-|npm_|pypi-|hf_|AKIA|AIza|eyJ)[A-Za-z0-9_.-]{16,}`)
+var secretShape = expression(`(sk-|gh[opsu]_|github_pat_|glpat-|xox[a-z]-|npm_|pypi-|hf_|AKIA|AIza|eyJ)[A-Za-z0-9_.-]{16,}`)
 
 // quoted shows a word of the file: escaped, cut where it would flood a
 // terminal, and never a secret somebody pasted into the wrong place.

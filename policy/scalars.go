@@ -12,7 +12,7 @@ import (
 
 // The values that several sections share.
 
-var nameForm = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var nameForm = expression(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // name reads the name of an entry: it stands in messages, metrics and file names.
 func (r *reader) name(n *yaml.Node, what string) string {
@@ -52,7 +52,7 @@ func (r *reader) ports(n *yaml.Node, what string) []port {
 	return all
 }
 
-var portRange = pattern(`^[0-9]+ *(-|:|\.\.) *[0-9]+$`)
+var portRange = expression(`^[0-9]+ *(-|:|\.\.) *[0-9]+$`)
 
 func (r *reader) portNumber(n *yaml.Node, what string) (uint16, bool) {
 	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "-:.") && portRange().MatchString(n.Value) {

@@ -143,7 +143,7 @@ func decode(dec *yaml.Decoder) (n *yaml.Node, err error) {
 }
 
 var (
-	yamlLine = pattern(`^yaml: (?:line (\d+): )?`)
+	yamlLine = expression(`^yaml: (?:line (\d+): )?`)
 	// The parser's words for the likeliest slips, and what to do about them.
 	yamlMends = []struct{ words, mend string }{
 		{"found character that cannot start any token", "indent with spaces, not tabs, and put a value that starts with @, ` or % in quotes"},
