@@ -21,7 +21,18 @@ type podSpec struct {
 	InitContainers  []podMember `yaml:"initContainers"`
 	Containers      []podMember `yaml:"containers"`
 	Volumes         []podVolume `yaml:"volumes"`
-	Template        *podHolder  `yaml:"template"` // of a Deployment, Job and the like
+	Template        *podHolder  `yaml:"template"`    // of a Deployment, Job and the like
+	Job             *podHolder  `yaml:"jobTemplate"` // of a CronJob
+}
+
+// innermost is the pod that a template, or a template of templates, makes.
+func (s podSpec) innermost() podSpec {
+	for _, of := range []*podHolder{s.Job, s.Template} {
+		if of != nil {
+			return of.Spec.innermost()
+		}
+	}
+	return s
 }
 
 // podHolder is a document: a Pod, or what has a template for pods.
@@ -92,10 +103,7 @@ func readManifest(file string) (pods []podSpec, err error) {
 		} else if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		spec := doc.Spec
-		if spec.Template != nil {
-			spec = spec.Template.Spec
-		}
+		spec := doc.Spec.innermost()
 		if len(spec.Containers) > 0 {
 			pods = append(pods, spec)
 		}

@@ -32,7 +32,8 @@ func TestManifest(t *testing.T) {
 		return all
 	}
 	indented := "apiVersion: apps/v1\nkind: Deployment\nspec:\n  template:\n    " + strings.ReplaceAll(good, "\n", "\n    ")
-	for _, manifest := range []string{good, indented, "apiVersion: v1\nkind: Namespace\n---\n" + good} {
+	cron := "apiVersion: batch/v1\nkind: CronJob\nspec:\n  jobTemplate:\n    " + strings.ReplaceAll(indented, "\n", "\n    ")
+	for _, manifest := range []string{good, indented, cron, "apiVersion: v1\nkind: Namespace\n---\n" + good} {
 		if all := look(t, manifest); len(all) != 1 || all[0].Level != "ok" {
 			t.Errorf("the shipped pod: %+v", all)
 		}
