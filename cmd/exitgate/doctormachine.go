@@ -65,8 +65,8 @@ const (
 	fastOpenNoCookieServer = 0x200
 )
 
-// built is a time that is surely past: a clock before it makes every certificate invalid.
-var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+// surelyPast is a time before which no clock is right: on one that is, many certificates are not valid yet.
+var surelyPast = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // checkClock: TLS and `expires` go by the clock. Whether it is right cannot be seen from here but for gross errors.
 func (env *environment) checkClock() []finding {
@@ -74,7 +74,7 @@ func (env *environment) checkClock() []finding {
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
 	switch {
-	case now.Before(built):
+	case now.Before(surelyPast):
 		return []finding{{"high", "the clock says " + now.Format(time.RFC3339) + ": certificates are not valid yet", "set the host's clock"}}
 	case err == nil && state == unix.TIME_ERROR:
 		return []finding{{"info", "the clock says " + now.Format(time.RFC3339) + " and the kernel does not know it to be synchronised: TLS and `expires` go by it", "run an NTP client on the host"}}

@@ -120,8 +120,9 @@ func (s *Supervisor) startLocked(p Process) (*Child, error) {
 }
 
 // forkWithoutCaps forks from a thread with an empty bounding set, which then ends: a program that uid 0 executes gets what
-// that set holds. The thread gives up nothing else: a call of AllThreadsSyscall that meets it must fare as on the others. A Go program that gives the set up by itself has to stop all its threads for each of the 41 capabilities, which took the proxy
-// 8 ms of every start.
+// that set holds. The thread gives up nothing else: a call of AllThreadsSyscall that meets it must fare as on the others.
+// A Go program that gives the set up by itself has to stop all its threads for each of the 41 capabilities, which took
+// the proxy 8 ms of every start.
 func forkWithoutCaps(path string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
 	done := make(chan struct{})
 	go func() {

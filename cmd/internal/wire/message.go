@@ -10,8 +10,9 @@
 //	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
 //
 // Every frame is four bytes of length and a JSON object with exactly one message set; audit events, of which there is one
-// a request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the Configure they belong to. What the proxy sends is bounded in size and in number under way,
-// and validated before it is used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
+// a request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the
+// Configure they belong to. What the proxy sends is bounded in size and in number under way, and validated before it is
+// used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
 //
 // Not done here: no decision about a name (the handler asks policy), no retry, and no life of the process itself.
 package wire
