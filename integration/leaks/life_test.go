@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"exitgate/integration/prober"
@@ -46,16 +45,18 @@ func TestStreams(t *testing.T) {
 	}
 	ask := func(path string, a answer) {
 		id := s.api.will(a)
-		s.Agent().Do(prober.Probe{Op: "http", Address: listener, Data: []byte(get("/c/v1/" + path + "?" + id)), Timeout: time.Second})
+		s.Agent().Do(prober.Probe{Op: "http", Address: listener, Data: []byte(get("/c/v1/" + path + "?" + id)), Timeout: patience})
 	}
 	const want = "map[cache_creation:0 cache_read:55 input:1234 output:1]"
 	ask("whole", events(started, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"))
 	judge(t, row{"I", "usage of a stream", want, tokens("/c/v1/whole"), "sent by the upstream"})
 	ask("cut", answer{pieces: []string{chunked("Content-Type: text/event-stream\r\n", started)[0], fmt.Sprintf("%x\r\n%s\r\n", len(started), started)}, end: true})
 	judge(t, row{"I", "usage of a stream that the upstream cuts", want, tokens("/c/v1/cut"), "the whole one has the same"})
-	slow := events(started, ": ping\n\n", ": ping\n\n", ": ping\n\n", ": ping\n\n", ": ping\n\n", ": ping\n\n")
-	slow.pause = 300 * time.Millisecond
-	ask("left", slow)
+	left := events(started, ": ping\n\n")
+	left.gate = make(chan struct{})
+	defer close(left.gate)
+	id := s.api.will(left)
+	s.Agent().Do(prober.Probe{Op: "http", Address: listener, Data: []byte(get("/c/v1/left?" + id)), Read: len(started), Timeout: patience})
 	judge(t, row{"I", "usage of a stream that the agent leaves", want, tokens("/c/v1/left"), "the whole one has the same"})
 	for name, usage := range map[string]string{"negative": `{"input_tokens":-5}`, "too large": `{"input_tokens":99999999999999999999}`, "no number": `{"input_tokens":"x"}`, "NaN": `{"input_tokens":NaN}`} {
 		path := strings.ReplaceAll(name, " ", "-")

@@ -230,32 +230,35 @@ func TestTimingOracle(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, policy)
 	parallel([]int{4, 8, 12, 20, len(secret) - 1}, func(n int) {
-		right, wrong := secret[:n], strings.Repeat("q", n)
-		counts := map[string]int{}
-		for _, guess := range []string{right, wrong} {
-			// The line has no end before the pause: what has come by then is what was not held back.
-			id := s.api.will(answer{pieces: chunked("Content-Type: text/event-stream\r\n", "data: one\n\n", "data: "+guess, "\n\n"), pause: 300 * time.Millisecond})
-			counts[guess] = s.early(id)
-		}
-		seen := fmt.Sprintf("%d bytes before the pause", counts[wrong])
-		judge(t, row{"D", fmt.Sprintf("timing: a guess with %d right bytes", n), seen, fmt.Sprintf("%d bytes before the pause", counts[right]),
-			map[bool]string{true: "the event before the guess had come", false: "FAILED nothing came early"}[counts[wrong] >= len("data: one\n\n")]})
+		right, wrong := s.early(secret[:n]), s.early(strings.Repeat("q", n))
+		judge(t, row{"D", fmt.Sprintf("timing: a guess with %d right bytes", n), fmt.Sprintf("%d bytes before its end", wrong), fmt.Sprintf("%d bytes before its end", right),
+			map[bool]string{true: "the event before the guess had come", false: "FAILED nothing came early"}[wrong >= len(oneEvent)]})
 	})
 }
 
-// early counts the bytes of a body that come well before its end.
-func (s *scene) early(id string) int {
-	n := 0
-	var pieces []prober.Result
-	for r := range s.Agent().Start(prober.Probe{Op: "http", Address: listener, Chunks: true, Data: []byte("GET /c/v1/x?" + id + " HTTP/1.1\r\nHost: " + listener + "\r\nConnection: close\r\n\r\n")}) {
-		if r.More {
-			pieces = append(pieces, r)
+const oneEvent = "data: one\n\n"
+
+// early counts the bytes that the agent gets of an event and the beginning of another, a guess, before the other goes on: what
+// is not among them is held back. The most of three times, because a busy machine may take its time to pass a byte on.
+func (s *scene) early(guess string) (most int) {
+	for range 3 {
+		a := answer{pieces: chunked("Content-Type: text/event-stream\r\n", oneEvent, "data: "+guess), gate: make(chan struct{})}
+		came := 0
+		settled := time.NewTimer(patience)
+		pieces := s.Agent().Start(prober.Probe{Op: "http", Address: listener, Chunks: true, Timeout: 2 * patience,
+			Data: []byte("GET /c/v1/x?" + s.api.will(a) + " HTTP/1.1\r\nHost: " + listener + "\r\nConnection: close\r\n\r\n")})
+		for more := true; more; {
+			select {
+			case r := <-pieces:
+				came += len(r.Data)
+				settled.Reset(300 * time.Millisecond)
+				more = r.More
+			case <-settled.C:
+				more = false
+			}
 		}
+		close(a.gate)
+		most = max(most, came)
 	}
-	for _, p := range pieces {
-		if last := pieces[len(pieces)-1]; last.At.Sub(p.At) > 100*time.Millisecond {
-			n += len(p.Data)
-		}
-	}
-	return n
+	return most
 }

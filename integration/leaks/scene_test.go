@@ -46,6 +46,7 @@ routes:
 type answer struct {
 	pieces []string
 	pause  time.Duration // between pieces; zero: each is its own TLS record all the same
+	gate   chan struct{} // the last piece, the end of a chunked body, waits until it is closed; nil: it does not
 	end    bool          // the connection ends after it
 }
 
@@ -86,6 +87,9 @@ func (h *hostile) serve(c net.Conn) {
 		for i, p := range a.pieces {
 			if i > 0 && a.pause > 0 {
 				time.Sleep(a.pause)
+			}
+			if i == len(a.pieces)-1 && a.gate != nil {
+				<-a.gate
 			}
 			if _, err := io.WriteString(c, p); err != nil {
 				h.mu.Lock()

@@ -113,7 +113,7 @@ func request(p Probe, more emit) (r Result) {
 	return r
 }
 
-// body reads the answer's body and notes when its pieces came. At most 4 MiB of it is handed on; Count is its whole length.
+// body reads the answer's body, or Read bytes of it and leaves, and notes when its pieces came. At most 4 MiB of it is handed on; Count is its whole length.
 func (r *Result) body(p Probe, body io.Reader, sent time.Time, more emit) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -128,7 +128,7 @@ func (r *Result) body(p Probe, body io.Reader, sent time.Time, more emit) error 
 		if p.Chunks && n > 0 {
 			more(Result{Data: bytes.Clone(buf[:n])})
 		}
-		if err == io.EOF {
+		if err == io.EOF || p.Read > 0 && r.Count >= p.Read {
 			return nil
 		}
 		if err != nil {

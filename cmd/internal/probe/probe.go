@@ -96,8 +96,9 @@ func Tests(p Plan) []Test {
 	return tests
 }
 
-// patience bounds one attempt. A refusal takes less than a millisecond; a dropped packet would take minutes.
-const patience = time.Second
+// patience bounds one attempt. A refusal takes less than a millisecond, on a machine that is overloaded a second or two, or a
+// second SYN; a dropped packet would take minutes.
+const patience = 5 * time.Second
 
 // Attempt tries them all at once, in the calling process.
 func Attempt(tests []Test) []Result {
