@@ -13,7 +13,7 @@ import (
 )
 
 // steps are the sizes of the growth table, up to what breaks first.
-var steps = []int{1, 10, 100, 1000, 4000, 12000}
+var steps = []int{1, 10, 100, 1000, 4000, 8000, 12000}
 
 // growth is what one more connection, stream, tunnel, host or agent costs, and how many there can be on this machine.
 func (b *bench) growth() error {
@@ -137,7 +137,7 @@ func (b *bench) hosted(t *table, column string) (float64, int, error) {
 
 // agents starts with policies of many agents.
 func (b *bench) agents(t *table, column string) (float64, int, error) {
-	return b.started(t, column, []int{1, 10, 100, 250, 1000}, func(n int) string {
+	return b.started(t, column, []int{1, 10, 64, 65}, func(n int) string {
 		var sb strings.Builder
 		sb.WriteString("version: 1\nagents:\n")
 		for i := range n {

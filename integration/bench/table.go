@@ -162,25 +162,49 @@ func (t *table) MarshalJSON() ([]byte, error) {
 // The figures stand between these lines of the README.
 const figuresBegin, figuresEnd = "<!-- figures -->\n", "<!-- /figures -->\n"
 
-// writeReadme puts the tables into the README.
+// writeReadme puts the tables into the README. Those of other runs that stand there already stay, unless this one has them too.
 func writeReadme(path string, m machine, tables []*table) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	before, rest, ok := strings.Cut(string(text), figuresBegin)
-	_, after, closed := strings.Cut(rest, figuresEnd)
+	old, after, closed := strings.Cut(rest, figuresEnd)
 	if !ok || !closed {
 		return fmt.Errorf("%s has no %q and %q", path, strings.TrimSpace(figuresBegin), strings.TrimSpace(figuresEnd))
 	}
-	var sb strings.Builder
-	fmt.Fprintf(&sb, "%s\n\n", m)
+	parts := blocks(old)
 	for _, t := range tables {
-		if t = t.brief(); len(t.Columns)+len(t.Notes) > 0 {
-			t.markdown(&sb)
+		t = t.brief()
+		if len(t.Columns)+len(t.Notes) == 0 {
+			continue
+		}
+		var sb strings.Builder
+		t.markdown(&sb)
+		if i := slices.IndexFunc(parts, func(p string) bool { return strings.HasPrefix(p, "**"+t.Title+"**") }); i >= 0 {
+			parts[i] = sb.String()
+		} else {
+			parts = append(parts, sb.String())
 		}
 	}
-	return os.WriteFile(path, []byte(before+figuresBegin+strings.TrimRight(sb.String(), "\n")+"\n"+figuresEnd+after), 0o644)
+	section := strings.TrimRight(m.String()+"\n\n"+strings.Join(parts, ""), "\n") + "\n"
+	return os.WriteFile(path, []byte(before+figuresBegin+section+figuresEnd+after), 0o644)
+}
+
+// blocks are the tables of a README's section, each from its title to before the next.
+func blocks(section string) (all []string) {
+	for line := range strings.Lines(section) {
+		switch {
+		case strings.HasPrefix(line, "**"):
+			all = append(all, line)
+		case len(all) > 0:
+			all[len(all)-1] += line
+		}
+	}
+	if len(all) > 0 {
+		all[len(all)-1] += "\n" // the last one's empty line was cut off
+	}
+	return all
 }
 
 func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

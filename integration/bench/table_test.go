@@ -58,6 +58,18 @@ func TestReadme(t *testing.T) {
 		!strings.HasPrefix(text, "before\n"+figuresBegin) || !strings.HasSuffix(text, figuresEnd+"after\n") {
 		t.Errorf("README became:\n%s", text)
 	}
+	other := example()
+	other.Title = "Other"
+	if err := writeReadme(path, machine{}, []*table{other}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(again); strings.Count(text, "75 (1.50)") != 2 || !strings.Contains(text, "* a note\n\n**Other**") {
+		t.Errorf("beside another run's table:\n%s", text)
+	}
 	if err := os.WriteFile(path, []byte("no place\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -345,7 +345,7 @@ func idle(p Probe, more emit) Result {
 		}
 		w.up()
 		for !w.window.over(time.Now()) {
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond) // thousands that look every few milliseconds would be the load
 		}
 		w.got = append(w.got, 0)
 		return nil
