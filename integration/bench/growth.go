@@ -86,18 +86,22 @@ func (b *bench) held(column string, n int) (before, after float64, err error) {
 	}
 	_, used, err := c.measure(p)
 	if err != nil {
-		err = fmt.Errorf("%w (%s)", err, c.state())
+		err = fmt.Errorf("%w%s", err, c.restarts())
 	}
 	return float64(idle.rss) / (1 << 20), float64(used.rss) / (1 << 20), err
 }
 
-// state is how the gate sees itself, for the reason of a failure.
-func (c *candidate) state() string {
+// restarts tells of a proxy that was started again, for the reason of a failure.
+func (c *candidate) restarts() string {
 	status, err := c.box.Status()
 	if err != nil {
-		return err.Error()
+		return "; " + err.Error()
 	}
-	return fmt.Sprintf("%v %v, proxy %v", status["state"], status["why"], status["proxy"])
+	process, _ := status["proxy"].(map[string]any)
+	if n, _ := process["restarts"].(float64); n > 0 {
+		return fmt.Sprintf("; the proxy was started again %v times: %v", n, process["last_end"])
+	}
+	return ""
 }
 
 // only is a stage with one gate before the upstream.
