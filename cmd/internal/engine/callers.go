@@ -11,6 +11,9 @@ import (
 const (
 	maxWaiting = 8192
 	maxOwners  = 4096
+	// With so much waiting nobody is searched any more: a search takes up to 10 ms where an agent has ten thousand
+	// descriptors, and once maxWaiting is reached the proxy's other messages wait too, its answer to a ping among them.
+	maxBehind = 512
 )
 
 // callers adds pid and program to the audit. The search starts when a connection is accepted, since many a client is
@@ -74,6 +77,10 @@ func (c *callers) remember(agent string, conn proxy.Conn) {
 		return
 	}
 	key := clientOf(conn)
+	if len(c.work) > maxBehind {
+		delete(c.owners, key) // of an earlier connection from the same port
+		return
+	}
 	if _, again := c.owners[key]; !again {
 		c.order = append(c.order, key)
 	}
