@@ -232,6 +232,32 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
+// TestTruncatedHTTP2: a stream that is reset before its end looks no more whole.
+func TestTruncatedHTTP2(t *testing.T) {
+	r := newRig(t)
+	r.api(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/v1/length" {
+			w.Header().Set("Content-Length", "10")
+		}
+		_, _ = io.WriteString(w, "hello")
+		_ = http.NewResponseController(w).Flush()
+		if req.URL.Path != "/v1/whole" {
+			panic(http.ErrAbortHandler)
+		}
+	}, "h2")
+	for path, whole := range map[string]bool{"/v1/length": false, "/v1/chunks": false, "/v1/whole": true} {
+		c := r.dial()
+		c.send("GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, r.addr)
+		resp, body, err := c.tryAnswer("GET")
+		if resp == nil || resp.StatusCode != 200 || !strings.HasPrefix("hello", body) || (err == nil) != whole {
+			t.Errorf("%s: answer %v, body %q, error %v", path, resp, body, err)
+		}
+		if e := r.event(); strings.Contains(e.Reason, "before its end") == whole {
+			t.Errorf("%s: audit %+v", path, e)
+		}
+	}
+}
+
 // TestUpstreamFails is group E: what an upstream does wrong is told in our words.
 func TestUpstreamFails(t *testing.T) {
 	const quoted = apiKey + " " // what a hostile upstream would like to see quoted

@@ -487,21 +487,75 @@ func TestNoPolicy(t *testing.T) {
 	}
 }
 
-// TestAgentsApart: each listener has its own routes and egress.
+// TestAgentsApart: each listener has its own routes, egress and limits.
 func TestAgentsApart(t *testing.T) {
 	var s seen
 	r := newRig(t)
 	o := r.origin(s.record)
+	port := r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) })
 	other := r.listen("codex").Addr().String()
-	r.configure(strings.Replace(apiPolicy(o.port), "credentials:", "  - {name: codex, uid: 1001, listen: \"127.0.0.1:8081\"}\ncredentials:", 1)+"    agents: [claude]\n", apiSecrets())
-	for addr, want := range map[string]int{r.addr: 200, other: 403} {
+	yaml := strings.Replace(limits(apiPolicy(o.port), "requests_per_minute: 5, connections: 1"), "credentials:", "  - {name: codex, uid: 1001, listen: \"127.0.0.1:8081\"}\ncredentials:", 1) +
+		fmt.Sprintf("    agents: [claude]\negress:\n  - {host: plain.example.test, ports: [%d], addresses: [127.0.0.0/8], agents: [codex]}\n", port)
+	r.configure(yaml, apiSecrets())
+	ask := func(addr, request string) int {
+		t.Helper()
 		nc, err := net.Dial("tcp", addr)
 		must(t, err)
-		fmt.Fprintf(nc, "GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", addr)
-		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
-		if err != nil || resp.StatusCode != want {
-			t.Errorf("%s: %v, %v", addr, resp, err)
+		fmt.Fprintf(nc, "%s\r\nConnection: close\r\n\r\n", request)
+		resp, err := http.ReadResponse(bufio.NewReader(nc), &http.Request{Method: strings.Fields(request)[0]})
+		must(t, err)
+		_ = nc.Close()
+		eventually(t, "the connection to be forgotten", func() bool {
+			for _, a := range r.srv.Stats().Agents {
+				if a.Connections > 0 {
+					return false
+				}
+			}
+			return true
+		})
+		return resp.StatusCode
+	}
+	models := func(addr string) string { return "GET /v1/models HTTP/1.1\r\nHost: " + addr }
+	tunnel := fmt.Sprintf("CONNECT plain.example.test:%[1]d HTTP/1.1\r\nHost: plain.example.test:%[1]d", port)
+	for _, tc := range []struct {
+		name, addr, request string
+		want                int
+	}{
+		{"its route", r.addr, models(r.addr), 200}, {"the other's route", other, models(other), 403},
+		{"its host", other, tunnel, 200}, {"the other's host", r.addr, tunnel, 403},
+	} {
+		if got := ask(tc.addr, tc.request); got != tc.want {
+			t.Errorf("%s: status %d, want %d", tc.name, got, tc.want)
+		}
+	}
+	held := r.dial() // the one connection that claude may have
+	eventually(t, "it to be counted", func() bool {
+		return r.srv.Stats().Agents[0].Connections == 1 || r.srv.Stats().Agents[1].Connections == 1
+	})
+	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 429 {
+		t.Errorf("a second connection of claude's: status %d", resp.StatusCode)
+	}
+	for range 2 { // at once
+		nc, err := net.Dial("tcp", other)
+		must(t, err)
+		defer nc.Close()
+		fmt.Fprintf(nc, "%s\r\n\r\n", models(other))
+		if resp, err := http.ReadResponse(bufio.NewReader(nc), nil); err != nil || resp.StatusCode != 403 {
+			t.Errorf("codex meets claude's limit of connections: %v, %v", resp, err)
 		}
 		_ = nc.Close()
+	}
+	_ = held.nc.Close()
+	codes := map[int]int{}
+	for range 6 {
+		codes[ask(r.addr, models(r.addr))]++
+	}
+	if codes[429] == 0 || codes[200] == 0 {
+		t.Errorf("claude's requests: %v", codes)
+	}
+	for range 6 {
+		if got := ask(other, tunnel); got != 200 {
+			t.Errorf("codex meets claude's limit of requests: status %d", got)
+		}
 	}
 }

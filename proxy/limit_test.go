@@ -125,6 +125,10 @@ func TestRequestsPerMinute(t *testing.T) {
 			t.Errorf("audit %+v", e)
 		}
 	}
+	if status := r.dial().connect("api.example.test:443"); status != 429 {
+		t.Errorf("a CONNECT is a request too: status %d", status)
+	}
+	r.event()
 	// A reload forgives nothing; time does.
 	r.configure(limits(apiPolicy(o.port), "requests_per_minute: 3, connections: 99"), apiSecrets())
 	if resp, _ := r.get("GET", "/v1/models"); resp.StatusCode != 429 {
@@ -210,9 +214,73 @@ func TestUploadLimit(t *testing.T) {
 	if resp, _ := post(r.dial(), 1000, false); resp.StatusCode != 200 {
 		t.Errorf("what fits: status %d", resp.StatusCode)
 	}
-	if resp, _ := post(r.dial(), 48000, false); resp.StatusCode != 200 && resp.StatusCode != 429 {
-		t.Errorf("status %d", resp.StatusCode)
+}
+
+// TestUploadsOfAnHour: requests and tunnels draw on one allowance, a body without a length is stopped on its way, and
+// only an hour gives anything back.
+func TestUploadsOfAnHour(t *testing.T) {
+	var clock atomic.Int64
+	clock.Store(time.Now().UnixNano())
+	var s seen
+	r := newRig(t, func(o *Options) { o.Now = func() time.Time { return time.Unix(0, clock.Load()) } })
+	o := r.origin(s.record)
+	port := r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) })
+	r.configure(limits(apiPolicy(o.port), "upload_bytes_per_hour: 300000")+
+		fmt.Sprintf("egress:\n  - {host: plain.example.test, ports: [%d], addresses: [127.0.0.0/8]}\n", port), apiSecrets())
+	post := func(size, status int) {
+		t.Helper()
+		c := r.dial()
+		defer c.nc.Close()
+		c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", r.addr, size, strings.Repeat("x", size))
+		resp, body := c.answer("POST")
+		e := r.event()
+		if resp.StatusCode != status || (e.Event == "limit") != (status == 429) || (e.Decision == "deny") != (status == 429) {
+			t.Fatalf("status %d, want %d: %s; audit %+v", resp.StatusCode, status, body, e)
+		}
+		if status != 429 {
+			return
+		}
+		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		if err != nil || after < 1 || after > 61*60 || resp.Header.Get("X-Should-Retry") != "false" || !strings.Contains(body, "rate_limit_error") {
+			t.Errorf("%v, %s", resp.Header, body)
+		}
 	}
+	post(100000, 200)
+	c := r.dial()
+	if status := c.connect(fmt.Sprintf("plain.example.test:%d", port)); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	c.send("%s", strings.Repeat("x", 80000))
+	_, err := io.ReadFull(c.br, make([]byte, 80000))
+	must(t, err)
+	_ = c.nc.Close()
+	if e := r.event(); e.BytesOut != 80000 {
+		t.Errorf("audit of the tunnel: %+v", e)
+	}
+	post(150000, 429) // would fit without the tunnel
+	before := s.count()
+
+	chunked := r.dial()
+	chunked.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n", r.addr)
+	go func() { _, _ = io.WriteString(chunked.nc, chunks(strings.Repeat("y", 1<<20), 8000)) }()
+	if resp, body := chunked.answer("POST"); resp.StatusCode != 429 {
+		t.Errorf("without a length: status %d %s", resp.StatusCode, body)
+	}
+	_ = chunked.nc.Close()
+	if e := r.event(); e.Event != "limit" || e.BytesOut > 140000 {
+		t.Errorf("audit of the body without a length: %+v", e)
+	}
+	s.mu.Lock()
+	for _, g := range s.list[before:] {
+		if !strings.HasSuffix(g.Body, " error") {
+			t.Errorf("the upstream took %d bytes for a whole body", len(g.Body))
+		}
+	}
+	s.mu.Unlock()
+	clock.Add(int64(58 * time.Minute))
+	post(150000, 429)
+	clock.Add(int64(4 * time.Minute))
+	post(150000, 200)
 }
 
 func TestTunnelUploadLimit(t *testing.T) {
@@ -240,9 +308,6 @@ func TestTunnelUploadLimit(t *testing.T) {
 	}
 	if e := r.event(); e.Event != "limit" || e.Decision != "deny" {
 		t.Errorf("audit %+v", e)
-	}
-	if status := r.dial().connect(fmt.Sprintf("plain.example.test:%d", port)); status != 429 && status != 200 {
-		t.Errorf("afterwards: status %d", status)
 	}
 }
 

@@ -315,6 +315,28 @@ func TestCredentialForms(t *testing.T) {
 	}
 }
 
+// TestBetaOnce: the client, the route and the token want the same word; the upstream reads it once.
+func TestBetaOnce(t *testing.T) {
+	for client, want := range map[string]string{"": "two," + oauthBeta, "one": "one," + oauthBeta + ",two", "two, " + oauthBeta: "two, " + oauthBeta} {
+		var s seen
+		r := newRig(t)
+		o := r.origin(s.record)
+		r.configure(apiPolicy(o.port)+"    headers: [{add: \"anthropic-beta: "+oauthBeta+", two\"}]\n", map[string]Secret{"anthropic": {Value: []byte(oatKey)}})
+		var fields []string
+		if client != "" {
+			fields = append(fields, "anthropic-beta: "+client)
+		}
+		r.get("GET", "/v1/models", fields...)
+		got := strings.Join(s.last(t).Header["Anthropic-Beta"], ",")
+		if client == "" && got == oauthBeta+",two" {
+			got = want // either order
+		}
+		if got != want {
+			t.Errorf("%q became %q, want %q", client, got, want)
+		}
+	}
+}
+
 func TestBrokenCredential(t *testing.T) {
 	var s seen
 	r := newRig(t)

@@ -89,6 +89,56 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
+// TestSilence: clients wait ten minutes for a first byte, and a model may think as long in the middle. Every limit but
+// that on the first byte, whose default is looked at, is shorter here than the silence.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	if first := New(Options{}).opt.Timeouts.FirstByte; first < 660*time.Second {
+		t.Errorf("the first byte has %v", first)
+	}
+	const limit, silence = 2 * time.Second, 3 * time.Second
+	short := func(o *Options) {
+		o.Timeouts = Timeouts{Head: limit, Idle: limit, Body: limit, HalfClosed: limit, Dial: limit, Connect: limit, UpstreamIdle: limit}
+	}
+	for _, proto := range []string{"http/1.1", "h2"} {
+		t.Run("answer, "+proto, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, short)
+			r.api(func(w http.ResponseWriter, req *http.Request) {
+				_, _ = io.Copy(io.Discard, req.Body)
+				time.Sleep(silence)
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, "data: a\n\n")
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(silence)
+				_, _ = io.WriteString(w, "data: b\n\n")
+			}, proto)
+			c := r.dial()
+			c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\n\r\n{}", r.addr)
+			if resp, body, err := c.tryAnswer("POST"); err != nil || resp.StatusCode != 200 || body != "data: a\n\ndata: b\n\n" {
+				t.Errorf("%v, %q, %v", resp, body, err)
+			}
+		})
+	}
+	t.Run("tunnel", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, short)
+		port := r.rawTCP(func(c net.Conn) { _, _ = io.Copy(c, c) })
+		r.configure(egressPolicy(port, "plain.example.test"), nil)
+		c := r.dial()
+		if status := c.connect(fmt.Sprintf("plain.example.test:%d", port)); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		for range 2 {
+			c.send("ping")
+			if _, err := io.ReadFull(c.br, make([]byte, 4)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(silence)
+		}
+	})
+}
+
 // flaky is a listener that runs out of descriptors now and then.
 type flaky struct {
 	net.Listener

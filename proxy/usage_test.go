@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -119,6 +121,51 @@ func TestUsageIsReported(t *testing.T) {
 			}
 		}
 		want := []TokenCount{{"claude", "anthropic", policy.Tokens{Input: 50, Output: 30, CacheRead: 18, CacheCreation: 14}}}
+		if diff := cmp.Diff(want, r.srv.Stats().Tokens); diff != "" {
+			t.Errorf("stats (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestUsageOfAborted: what a stream told before it broke off counts, whoever broke it off.
+func TestUsageOfAborted(t *testing.T) {
+	told := sse[:strings.Index(sse, "event: content_block_delta")]
+	protocols(t, func(t *testing.T, proto string) {
+		s := newScripted()
+		r := newRig(t)
+		r.api(func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Path == "/v1/left" {
+				s.serve(w, req)
+				return
+			}
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, told)
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, proto)
+		c := r.dial()
+		c.send("GET /v1/cut HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+		if _, _, err := c.tryAnswer("GET"); err == nil {
+			t.Error("control: the stream looks whole")
+		}
+		one := policy.Tokens{Input: 25, Output: 1, CacheRead: 9, CacheCreation: 7}
+		if diff := cmp.Diff(&one, r.event().Tokens); diff != "" {
+			t.Errorf("audit of the one that was cut (-want +got):\n%s", diff)
+		}
+		c = r.dial()
+		c.send("GET /v1/left HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+		<-s.begin
+		resp, err := http.ReadResponse(c.br, nil)
+		must(t, err)
+		s.say <- told
+		_, err = io.ReadFull(resp.Body, make([]byte, len(told)))
+		must(t, err)
+		_ = c.nc.Close()
+		within(t, 15*time.Second, s.gone)
+		if diff := cmp.Diff(&one, r.event().Tokens); diff != "" {
+			t.Errorf("audit of the one that was left (-want +got):\n%s", diff)
+		}
+		want := []TokenCount{{"claude", "anthropic", policy.Tokens{Input: 50, Output: 2, CacheRead: 18, CacheCreation: 14}}}
 		if diff := cmp.Diff(want, r.srv.Stats().Tokens); diff != "" {
 			t.Errorf("stats (-want +got):\n%s", diff)
 		}
