@@ -1,12 +1,13 @@
 package integration
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"exitgate/integration/rig/rigtest"
 )
 
 // TestCompletion: each shell's completion script completes a command, a flag and its own words, in that very shell.
@@ -32,14 +33,7 @@ __ask exitgate expl; __ask exitgate watch --den; __ask exitgate completion zs`,
 complete -C "exitgate expl"; complete -C "exitgate watch --den"; complete -C "exitgate completion zs"`,
 	} {
 		t.Run(shell, func(t *testing.T) {
-			path, err := exec.LookPath(shell)
-			if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "" {
-				t.Skip(err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(path, "-c", complete)
+			cmd := exec.Command(rigtest.Program(t, shell, shell), "-c", complete)
 			cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "TERM=dumb", "EXITGATE_CONTROL=" + dir + "/none.sock"}
 			out, err := cmd.CombinedOutput()
 			for _, want := range []string{"explain", "--denied", "zsh"} {

@@ -15,6 +15,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 )
 
 // TestHook: as a runtime calls it, with a container's state on standard input.
@@ -131,12 +132,7 @@ func (r runcWorld) run() (stdout, stderr string, code int) {
 
 // TestHookUnderRunc: a real runtime, a container with an empty network namespace; its first instruction finds the fence.
 func TestHookUnderRunc(t *testing.T) {
-	if _, err := exec.LookPath("runc"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("needs runc (apt-get install runc)")
-	}
+	rigtest.Program(t, "runc", "runc")
 	w := world(t)
 	api := upstream(t, w, "api.example.com", rig.Server{})
 	dir, err := os.MkdirTemp("/run", "runc") // not below a directory that an agent could write: the key is in it

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"maps"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +11,7 @@ import (
 
 	"exitgate/integration/prober"
 	"exitgate/integration/rig"
+	"exitgate/integration/rig/rigtest"
 
 	"golang.org/x/sys/unix"
 )
@@ -326,12 +325,7 @@ func TestPackets(t *testing.T) {
 // TestPacketsUnderRunc is the same in a container of a real runtime, with the least capabilities and no_new_privs.
 func TestPacketsUnderRunc(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("runc"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("needs runc (apt-get install runc)")
-	}
+	rigtest.Program(t, "runc", "runc")
 	s := newScene(t, func(c *rig.Config) { c.Runc, c.NoNewPrivs, c.Capabilities = true, true, rig.LeastCapabilities })
 	for i, name := range slices.Sorted(maps.Keys(tables())) {
 		s.try(t, name+", runc", i, withoutSweeps(tables()[name]))

@@ -22,6 +22,8 @@ import (
 	"strings"
 	"testing"
 
+	"exitgate/integration/rig/rigtest"
+
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/google/go-cmp/cmp"
@@ -304,13 +306,7 @@ func TestWorkflow(t *testing.T) {
 
 // TestUnit: systemd itself reads the unit. The binary it names is not installed here, so another one stands in for it.
 func TestUnit(t *testing.T) {
-	analyze, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skip("needs systemd-analyze (apt-get install systemd)")
-		}
-		t.Fatal(err)
-	}
+	analyze := rigtest.Program(t, "systemd-analyze", "systemd")
 	text, err := os.ReadFile("systemd/exitgate-attach@.service")
 	if err != nil {
 		t.Fatal(err)

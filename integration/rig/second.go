@@ -7,8 +7,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Carrier takes the outer end of the wire down or up, as a cable that is pulled.
@@ -67,28 +65,20 @@ func (a *Added) wire(pid int, name string, outer, inner netip.Addr) error {
 	if err := netlink.LinkSetUp(l); err != nil {
 		return err
 	}
-	ns, err := netns.GetFromPid(pid)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	in, err := h.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	if err := addAddress(h.AddrAdd, in, netip.PrefixFrom(inner, 30)); err != nil {
-		return err
-	}
-	if err := h.LinkSetUp(in); err != nil {
-		return err
-	}
-	all := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
-	return h.RouteAdd(&netlink.Route{LinkIndex: in.Attrs().Index, Dst: all, Gw: outer.AsSlice(), Priority: 1000})
+	return inside(pid, func(h *netlink.Handle) error {
+		in, err := h.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := addAddress(h.AddrAdd, in, netip.PrefixFrom(inner, 30)); err != nil {
+			return err
+		}
+		if err := h.LinkSetUp(in); err != nil {
+			return err
+		}
+		all := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+		return h.RouteAdd(&netlink.Route{LinkIndex: in.Attrs().Index, Dst: all, Gw: outer.AsSlice(), Priority: 1000})
+	})
 }
 
 // Close takes the interface away.

@@ -41,13 +41,14 @@ func newWire(pid int) (*Wire, error) {
 	if err := addAddress(netlink.AddrAdd, outer, netip.PrefixFrom(Gate6Link, 64)); err != nil {
 		return nil, errors.Join(err, w.cut())
 	}
-	if err := w.setUpInside(pid); err != nil {
+	if err := inside(pid, w.setUpInside); err != nil {
 		return nil, errors.Join(fmt.Errorf("inside the box: %w", err), w.cut())
 	}
 	return w, nil
 }
 
-func (w *Wire) setUpInside(pid int) error {
+// inside calls f with the links and routes of a process's network namespace.
+func inside(pid int, f func(*netlink.Handle) error) error {
 	ns, err := netns.GetFromPid(pid)
 	if err != nil {
 		return err
@@ -58,6 +59,10 @@ func (w *Wire) setUpInside(pid int) error {
 		return err
 	}
 	defer h.Close()
+	return f(h)
+}
+
+func (w *Wire) setUpInside(h *netlink.Handle) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return err

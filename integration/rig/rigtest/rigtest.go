@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -92,6 +93,20 @@ func Start(t testing.TB, cfg rig.Config) *rig.Box {
 		}
 	})
 	return b
+}
+
+// Program is the path of a program that a test needs, out of a Debian package. Where CI is set it must be there; elsewhere the
+// test is left out without it.
+func Program(t testing.TB, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "" {
+		t.Skipf("needs %s (apt-get install %s)", name, pkg)
+	}
+	if err != nil {
+		t.Fatalf("%v (apt-get install %s)", err, pkg)
+	}
+	return path
 }
 
 var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
