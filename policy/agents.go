@@ -150,7 +150,7 @@ func hasControl(s string) bool {
 
 func (r *reader) limits(n *yaml.Node) Limits {
 	l := Limits{Connections: defaultConnections}
-	r.object(n, "limits", []string{"connections", "requests_per_minute", "upload_bytes_per_hour"}, nil, func(key string, v *yaml.Node) {
+	r.object(n, "limits", []string{"connections", "requests_per_minute", "upload_bytes_per_hour", "body_bytes"}, nil, func(key string, v *yaml.Node) {
 		switch key {
 		case "connections":
 			if c, ok := r.number(v, key, 1, 1_000_000); ok {
@@ -161,6 +161,8 @@ func (r *reader) limits(n *yaml.Node) Limits {
 			l.RequestsPerMinute = int(c)
 		case "upload_bytes_per_hour":
 			l.UploadBytesPerHour, _ = r.number(v, key, 0, 1<<60)
+		case "body_bytes":
+			l.BodyBytes, _ = r.number(v, key, 0, 1<<60)
 		}
 	})
 	return l

@@ -141,6 +141,9 @@ func (w *writer) agent(a *Agent) {
 	w.number("      connections: ", int64(a.Limits.Connections))
 	w.number("      requests_per_minute: ", int64(a.Limits.RequestsPerMinute))
 	w.number("      upload_bytes_per_hour: ", a.Limits.UploadBytesPerHour)
+	if a.Limits.BodyBytes > 0 {
+		w.number("      body_bytes: ", a.Limits.BodyBytes)
+	}
 }
 
 func (w *writer) credential(c *Credential) {

@@ -181,6 +181,7 @@ func (d *differ) agent(old, new *Agent) {
 	d.limit(what+"connections", new.At, int64(old.Limits.Connections), int64(new.Limits.Connections))
 	d.limit(what+"requests per minute", new.At, int64(old.Limits.RequestsPerMinute), int64(new.Limits.RequestsPerMinute))
 	d.limit(what+"upload bytes per hour", new.At, old.Limits.UploadBytesPerHour, new.Limits.UploadBytesPerHour)
+	d.limit(what+"body bytes", new.At, old.Limits.BodyBytes, new.Limits.BodyBytes)
 }
 
 func gid(a *Agent) string {

@@ -251,3 +251,26 @@ func checkResolvable(t *testing.T, p *Policy) {
 		}
 	}
 }
+
+// TestBodyBytes: the limit is read, is part of the normal form and of what a change widens.
+func TestBodyBytes(t *testing.T) {
+	of := func(limits string) *Policy {
+		p, err := Load("policy.yaml", []byte("version: 1\nagents: [{name: a, limits: {"+limits+"}}]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	none, some, more := of("connections: 5"), of("connections: 5, body_bytes: 1000"), of("connections: 5, body_bytes: 2000")
+	if none.Agents[0].Limits.BodyBytes != 0 || some.Agents[0].Limits.BodyBytes != 1000 {
+		t.Errorf("read: %+v, %+v", none.Agents[0].Limits, some.Agents[0].Limits)
+	}
+	if none.Digest() == some.Digest() || some.Digest() == more.Digest() || of("connections: 5, body_bytes: 0").Digest() != none.Digest() {
+		t.Error("the digest does not tell them apart, or no limit from none")
+	}
+	for name, pair := range map[string][2]*Policy{"more": {some, more}, "none": {some, none}} {
+		if text := fmt.Sprint(Diff(pair[0], pair[1])); !strings.Contains(text, "body bytes") {
+			t.Errorf("to %s: the diff says %s", name, text)
+		}
+	}
+}

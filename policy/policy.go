@@ -71,6 +71,7 @@ type Limits struct {
 	Connections        int // concurrent
 	RequestsPerMinute  int
 	UploadBytesPerHour int64 // per sliding hour
+	BodyBytes          int64 // of one request
 }
 
 // Credential names a secret and how it is sent. Its value is never here.

@@ -60,7 +60,11 @@ func (x *exchange) readBody(p []byte) (int, error) {
 	x.c.flow.event.BytesOut += int64(n)
 	x.c.agent.bytesOut.Add(uint64(n))
 	if x.length < 0 && n > 0 {
-		if refused := x.charge(int64(n)); refused != nil {
+		refused := x.tooLarge(x.c.flow.event.BytesOut)
+		if refused == nil {
+			refused = x.charge(int64(n))
+		}
+		if refused != nil {
 			return 0, &limitError{refused}
 		}
 	}

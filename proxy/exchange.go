@@ -175,6 +175,9 @@ func appendTrailerNames(b []byte, trailer http.Header) []byte {
 // sent on as it comes instead: the upstream may answer before its end.
 func (x *exchange) gather() *refusal {
 	x.appendHead()
+	if refused := x.tooLarge(x.length); refused != nil {
+		return refused
+	}
 	// A body with a length is counted as a whole, before any of it leaves.
 	if refused := x.charge(int64(x.head) + max(0, x.length)); refused != nil {
 		return refused
@@ -200,6 +203,15 @@ func (x *exchange) gather() *refusal {
 		}
 	}
 	return nil
+}
+
+// tooLarge refuses a body of n bytes, or one that has come to so many, if that is
+// more than the agent's limit.
+func (x *exchange) tooLarge(n int64) *refusal {
+	if most := x.limits.BodyBytes; most == 0 || n <= most {
+		return nil
+	}
+	return &refusal{event: "limit", status: http.StatusRequestEntityTooLarge, rule: x.up.rule, reason: "the request body is larger than this agent's body_bytes", close: true}
 }
 
 // charge counts n bytes that are about to leave against the agent's limit.

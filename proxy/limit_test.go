@@ -283,6 +283,57 @@ func TestUploadsOfAnHour(t *testing.T) {
 	post(150000, 200)
 }
 
+// TestBodyLimit: a body larger than the limit is refused before any of it leaves where it says so, else on its way.
+func TestBodyLimit(t *testing.T) {
+	protocols(t, func(t *testing.T, proto string) {
+		var s seen
+		r := newRig(t)
+		o := r.origin(s.record, proto)
+		r.configure(limits(apiPolicy(o.port), "body_bytes: 300000"), apiSecrets())
+		for _, tc := range []struct {
+			name, head string
+			size       int
+			status     int
+		}{
+			{"fits", "Content-Length: 300000", 300000, 200}, {"a byte more", "Content-Length: 300001", 300001, 413},
+			{"asks first", "Expect: 100-continue\r\nContent-Length: 300001", 0, 413},
+			{"fits, without a length", "Transfer-Encoding: chunked", 300000, 200}, {"a byte more, without a length", "Transfer-Encoding: chunked", 300001, 413},
+			{"much more, without a length", "Transfer-Encoding: chunked", 4 << 20, 413},
+		} {
+			before := s.count()
+			c := r.dial()
+			body := strings.Repeat("x", tc.size)
+			if tc.head[0] == 'T' {
+				body = chunks(body, 5000)
+			}
+			c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\n%s\r\n\r\n", r.addr, tc.head)
+			go func() { _, _ = io.WriteString(c.nc, body) }()
+			resp, text := c.answer("POST")
+			_ = c.nc.Close()
+			e := r.event()
+			if resp.StatusCode != tc.status || (e.Event == "limit") != (tc.status == 413) {
+				t.Errorf("%s: status %d %s; audit %+v", tc.name, resp.StatusCode, text, e)
+			}
+			if tc.status == 413 {
+				checkRefusal(t, resp, text)
+				if !strings.Contains(text, "request_too_large") || e.Decision != "deny" {
+					t.Errorf("%s: %s; audit %+v", tc.name, text, e)
+				}
+			}
+			s.mu.Lock()
+			for _, g := range s.list[before:] {
+				if (tc.status == 413) != strings.HasSuffix(g.Body, " error") {
+					t.Errorf("%s: the upstream took %d bytes for a whole body", tc.name, len(g.Body))
+				}
+			}
+			if len(s.list) == before && tc.status == 200 {
+				t.Errorf("%s: nothing arrived", tc.name)
+			}
+			s.mu.Unlock()
+		}
+	})
+}
+
 func TestTunnelUploadLimit(t *testing.T) {
 	r := newRig(t)
 	got := make(chan int64, 1)
