@@ -9,11 +9,14 @@ import (
 	"unicode/utf8"
 )
 
+// EventKinds are what an Event's Event may be.
+var EventKinds = []string{"request", "connect", "denied_packet", "denied_lookup", "pin", "reload", "start", "child", "drift", "limit", "lost"}
+
 // Event is one line of the audit. The kinds request, connect and limit are
 // decisions and are written with every field; the others with those that are set.
 type Event struct {
 	Time       time.Time
-	Event      string // request, connect, denied_packet, denied_lookup, pin, reload, start, child, drift, limit
+	Event      string // one of EventKinds
 	Agent      string
 	UID        uint32
 	PID        int    // 0: unknown

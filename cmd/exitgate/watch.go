@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"exitgate/cmd/internal/control"
+	"exitgate/policy"
 
 	"github.com/spf13/cobra"
 )
@@ -35,7 +37,7 @@ func newWatchCommand(env *environment) *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "the audit lines as they are written")
 	c.Flags().BoolVar(&f.denied, "denied", false, "only what was denied")
 	c.Flags().StringVar(&f.agent, "agent", "", "only of this agent")
-	c.Flags().StringVar(&f.event, "event", "", "only of this kind: request, connect, denied_packet, denied_lookup, pin, reload, start, child, drift, limit")
+	c.Flags().StringVar(&f.event, "event", "", "only of this kind: "+strings.Join(policy.EventKinds, ", "))
 	c.Flags().StringVar(&f.host, "host", "", "only to this host, or address")
 	c.Flags().StringVar(&f.rule, "rule", "", "only by this rule, such as egress/registry.npmjs.org")
 	return c
@@ -73,6 +75,9 @@ func fits(pattern, s string) bool {
 
 // watch prints until the gate ends.
 func (env *environment) watch(asJSON bool, f filter) error {
+	if f.event != "" && !slices.Contains(policy.EventKinds, f.event) {
+		return exitError{code: exitUsage, err: fmt.Errorf("--event %q: write one of %s", f.event, strings.Join(policy.EventKinds, ", "))}
+	}
 	stream, err := control.Client{Path: env.settings.Control}.Open(context.Background(), "watch", nil)
 	if err != nil {
 		return whereItRuns(err)
