@@ -36,6 +36,7 @@ type engine struct {
 	env    []string
 	uid    uint32 // whose it is
 	podman bool
+	turn   *sync.Mutex // of tests that use it; nil: many may at a time
 }
 
 // Each engine is started when a test first asks for it.
@@ -56,6 +57,10 @@ func needs(t testing.TB, name string) *engine {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	if e.turn != nil {
+		e.turn.Lock()
+		t.Cleanup(e.turn.Unlock)
 	}
 	return e
 }
@@ -173,7 +178,8 @@ func startPodmanAs(uid uint32, dir string) (*engine, error) {
 		os.Chown(conf, int(uid), int(uid)), os.Chown(dir+"/runc", int(uid), int(uid))); err != nil {
 		return nil, err
 	}
-	e := &engine{name: "podman", podman: true, uid: uid,
+	// A container that was started while others of the bridge ended had no road out of it, once in some hundred: one test at a time.
+	e := &engine{name: "podman", podman: true, uid: uid, turn: new(sync.Mutex),
 		argv: []string{program, "--root", dir + "/root", "--runroot", dir + "/runroot", "--tmpdir", dir + "/tmp"},
 		env:  []string{"CONTAINERS_CONF=" + conf, "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "TMPDIR=" + dir + "/tmp"}}
 	if uid != 0 {
