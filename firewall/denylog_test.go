@@ -118,15 +118,19 @@ func TestDenyLogIsBounded(t *testing.T) {
 	before := f.counter(CounterAgent)
 	fd, _ := f.agent.dial("udp4", otherIP4+":9")
 	start := time.Now()
-	a := f.agent.must(call{Op: "flood", FD: fd, Data: []byte("x"), Millis: 300})
+	sent, refused := 0, 0
+	for n := 0; refused < 1000 && n < 100; n++ { // 300 ms are enough but on a machine that is busy with others
+		a := f.agent.must(call{Op: "flood", FD: fd, Data: []byte("x"), Millis: 300})
+		sent, refused = sent+a.N, refused+a.Refused
+	}
 	counted := f.counter(CounterAgent) - before
 	time.Sleep(100 * time.Millisecond)
 	most := 100 + 50*(time.Since(start).Seconds()+1) // the burst, and the rate
 	if n := len(log); n == 0 || float64(n) > most {
 		t.Errorf("%d packets were told of; want some, and no more than %.0f", n, most)
 	}
-	if a.N != 0 || a.Refused < 200 || counted < uint64(a.Refused) {
-		t.Errorf("%d packets sent, %d refused, %d counted", a.N, a.Refused, counted)
+	if sent != 0 || refused < 1000 || counted < uint64(refused) {
+		t.Errorf("%d packets sent, %d refused, %d counted", sent, refused, counted)
 	}
 }
 
