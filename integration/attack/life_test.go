@@ -2,6 +2,7 @@ package attack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -57,7 +58,12 @@ func disturbances(t *testing.T) []disturbance {
 	}
 	signal := func(sig string) func(*scene) error {
 		return func(s *scene) error {
-			return s.asRootDo(fmt.Sprintf("kill -%s %d", sig, s.fenced.status(t).Proxy.PID))
+			// While none runs its pid is 0, by which kill means everybody of its own group.
+			var pid int
+			if !rig.Eventually(patience, func() bool { pid = s.fenced.status(t).Proxy.PID; return pid != 0 }) {
+				return errors.New("no proxy runs")
+			}
+			return s.asRootDo(fmt.Sprintf("kill -%s %d", sig, pid))
 		}
 	}
 	return []disturbance{
