@@ -50,7 +50,13 @@ var views = []struct {
 
 func browser(t *testing.T) *rig.Browser {
 	t.Helper()
-	b, err := rig.NewBrowser(t.TempDir())
+	dir, err := os.MkdirTemp("", "browser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Its helpers may write for a moment after it was killed.
+	t.Cleanup(func() { rig.Eventually(patience, func() bool { return os.RemoveAll(dir) == nil }) })
+	b, err := rig.NewBrowser(dir)
 	if errors.Is(err, rig.ErrNoBrowser) && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}
