@@ -17,7 +17,6 @@ type candidate struct {
 	box     *rig.Box
 	address string // of the listener, or of the upstream itself
 	tls     string // server name, for the direct way
-	tunnel  bool   // CONNECT
 	kinds   kind
 }
 

@@ -1,4 +1,4 @@
-// Command probe is the prober as a program of its own: static, so that it runs in an image that has no C library.
+// Package main is the prober as a program of its own: static, so that it runs in an image that has no C library.
 //
 //	probe serve | probe do JSON        as package prober says
 //

@@ -1,4 +1,4 @@
-// A proxy that somebody has taken over: what it tries once it runs as the proxy. The test builds it into the binary in place of nothing, by
+// Package main is a proxy that somebody has taken over: what it tries once it runs as the proxy. The test builds it into the binary, by
 // an overlay, and has runProxy start it behind HardenProxy.
 package main
 
