@@ -26,7 +26,7 @@ func parseHosts(data []byte) map[string][]netip.Addr {
 		addr = addr.Unmap()
 		for _, name := range fields[1:] {
 			name = strings.TrimSuffix(strings.ToLower(name), ".")
-			if name == "" || len(name) > 253 || len(hosts[name]) >= maxAddrs || slices.Contains(hosts[name], addr) {
+			if name == "" || strings.HasSuffix(name, ".") || len(name) > 253 || len(hosts[name]) >= maxAddrs || slices.Contains(hosts[name], addr) {
 				continue
 			}
 			hosts[name] = append(hosts[name], addr)
