@@ -21,8 +21,12 @@ type peer struct {
 
 const caBundle = "/etc/ssl/certs/ca-certificates.crt"
 
-var goPeer = peer{name: "Go, ReverseProxy", program: "/bin/sh", kinds: reverse | connect | forward, address: listener,
+var goPeer = peer{name: "Go ReverseProxy", program: "/bin/sh", kinds: reverse | connect | forward, address: listener,
 	command: rig.ProberPath + " reverse " + listener + " https://" + upstreamName + " 'Bearer " + credential + "'"}
+
+// byHandPeer checks nothing: what no proxy in Go goes below.
+var byHandPeer = peer{name: "Go by hand", program: "/bin/sh", kinds: reverse, address: listener,
+	command: rig.ProberPath + " byhand " + listener + " " + upstreamName + ":443 'Bearer " + credential + "'"}
 
 var debianPeers = []peer{
 	{name: "nginx", program: "/usr/sbin/nginx", kinds: reverse, address: listener,
@@ -51,9 +55,9 @@ func fill(conf string, s *stage) string {
 	return strings.NewReplacer("@ADDR@", s.up.addr.String(), "@NAME@", upstreamName, "@SECRET@", credential, "@CA@", caBundle).Replace(conf)
 }
 
-// peers are those of a kind: the bare Go proxy, and with -peers what is installed of the others.
+// peers are those of a kind: the bare Go proxies, and with -peers what is installed of the others.
 func (b *bench) peers(want kind) (starts []func(*bench, *stage) (*candidate, error)) {
-	all := []peer{goPeer}
+	all := []peer{goPeer, byHandPeer}
 	if b.withPeers {
 		all = append(all, debianPeers...)
 	}

@@ -4,6 +4,7 @@
 //	prober do JSON   runs one probe, prints its results; - in place of JSON: it comes by standard input
 //	prober init COMMAND ARGS                           a bare init, for comparison
 //	prober reverse LISTEN UPSTREAM AUTHORIZATION       a bare proxy, for comparison: reverse, and CONNECT to anywhere
+//	prober byhand LISTEN HOST:PORT AUTHORIZATION       the least that a reverse proxy can be, for comparison
 //
 // A result names what was seen, not what was hoped for: the errno by its name, the time it took, the bytes that came. The operations:
 //
@@ -202,6 +203,8 @@ func Main(args []string) int {
 		return serve(os.Stdin, out)
 	case len(args) >= 2 && args[0] == "init":
 		return initMain(args[1:])
+	case len(args) == 4 && args[0] == "byhand":
+		return byHandMain(args[1], args[2], args[3])
 	case len(args) == 4 && args[0] == "reverse":
 		return reverseMain(args[1], args[2], args[3])
 	case len(args) == 2 && args[0] == "do":
@@ -217,7 +220,7 @@ func Main(args []string) int {
 		out.Encode(Run(p, func(r Result) { out.Encode(r) }))
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "usage: prober serve | do JSON | init COMMAND ARGS | reverse LISTEN UPSTREAM AUTHORIZATION")
+	fmt.Fprintln(os.Stderr, "usage: prober serve | do JSON | init COMMAND ARGS | reverse LISTEN UPSTREAM AUTHORIZATION | byhand LISTEN HOST:PORT AUTHORIZATION")
 	return 2
 }
 
