@@ -51,7 +51,7 @@ type link struct {
 
 	in    []byte // read; from at on not yet framed
 	at    int
-	words words // of the events that came
+	words words // of the messages that came
 	files []*os.File
 
 	writing sync.Mutex
@@ -59,7 +59,7 @@ type link struct {
 
 // write sends one message, with sockets beside its first byte.
 func (l *link) write(m *Message, sockets ...syscall.Conn) error {
-	frame := appendJSON(nil, m)
+	frame := appendMessage(nil, m)
 	if len(sockets) == 0 {
 		return l.send(frame)
 	}

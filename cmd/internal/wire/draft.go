@@ -8,9 +8,6 @@ import (
 	"exitgate/policy"
 )
 
-// draftTag begins a frame that is a Draft.
-const draftTag = 0x02
-
 // appendDraft adds a whole frame, with its length.
 func appendDraft(b []byte, d *Draft) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(1+4+len(d.File)+len(d.Text)))

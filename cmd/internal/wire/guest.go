@@ -14,14 +14,14 @@ import (
 	"exitgate/proxy"
 )
 
-// eventQueue is how many audit events may wait to be written before a decision waits for PID 1: a line is never lost.
-const eventQueue = 4096
+// maxQueue is how many messages may wait to be written before a decision waits for PID 1: a line of the audit is never lost.
+const maxQueue = 4096
 
 // Guest is the proxy's end. It is a proxy.Resolver, and the sink of its audit.
 type Guest struct {
 	link   link
-	events chan queued
-	urgent chan struct{} // a token: something in events does not wait for more
+	out    chan queued   // in the order in which they are written
+	urgent chan struct{} // a token: something in out does not wait for more
 	draft  *reading      // the last one; nil before it came
 
 	mu      sync.Mutex // guards the following
@@ -30,11 +30,15 @@ type Guest struct {
 	gone    chan struct{} // closed when the connection to PID 1 has ended
 }
 
-// queued is an event or an Opened to write, or a mark: flushed is closed when all that was queued before it is written.
+// queued is a message to write, or a mark: flushed is closed when all that was queued before it is written.
 type queued struct {
-	event   *Event
-	opened  *Opened
+	message *Message
 	flushed chan struct{}
+}
+
+// patient reports whether the message may wait for others.
+func (q queued) patient() bool {
+	return q.message != nil && (q.message.Event != nil || q.message.Done != nil)
 }
 
 // question is a Resolve under way.
@@ -54,7 +58,7 @@ type Commands struct {
 func NewGuest(conn *net.UnixConn) *Guest {
 	return &Guest{
 		link:    link{conn: conn, limit: maxFromHost},
-		events:  make(chan queued, eventQueue),
+		out:     make(chan queued, maxQueue),
 		urgent:  make(chan struct{}, 1),
 		waiting: make(map[uint64]question),
 		gone:    make(chan struct{}),
@@ -63,7 +67,7 @@ func NewGuest(conn *net.UnixConn) *Guest {
 
 // Serve obeys PID 1 until the connection ends: without PID 1 the proxy has nobody to resolve for it and must end too.
 func (g *Guest) Serve(c Commands) error {
-	go g.sendEvents()
+	go g.send()
 	var err error
 	for err == nil {
 		var m *Message
@@ -133,9 +137,8 @@ func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (p
 	id := g.lastID
 	g.waiting[id] = q
 	g.mu.Unlock()
-	if err := g.link.write(&Message{ID: id, Resolve: &q.resolve}); err != nil {
-		return proxy.Pinned{}, &proxy.Failure{Kind: "internal", Msg: "the resolver is gone"}
-	}
+	g.queue(queued{message: &Message{ID: id, Resolve: &Resolve{Agent: agent, Host: host, Port: port}}})
+	g.hurry()
 	select {
 	case p := <-q.answer:
 		return g.accept(q.resolve, p)
@@ -175,18 +178,18 @@ func (g *Guest) giveBackLate(q question) {
 // giveBack cannot fail usefully: a broken wire means that PID 1 has taken every pin back already.
 func (g *Guest) giveBack(q Resolve, p *Pinned) {
 	if len(p.Addresses) > 0 {
-		_ = g.link.write(&Message{Done: &Done{Host: q.Host, Port: q.Port, Addresses: p.Addresses}})
+		g.queue(queued{message: &Message{Done: &Done{Host: q.Host, Port: q.Port, Addresses: p.Addresses}}})
 	}
 }
 
-// Audit queues one decision. When PID 1 falls behind by eventQueue lines, the request waits: nothing is decided unseen.
+// Audit queues one decision. When PID 1 falls behind by maxQueue messages, the request waits: nothing is decided unseen.
 func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
-	g.queue(queued{event: &Event{Event: e, Conn: c}})
+	g.queue(queued{message: &Message{Event: &Event{Event: e, Conn: c}}})
 }
 
 // Opened tells of an accepted connection, before any event of it.
 func (g *Guest) Opened(agent string, c proxy.Conn) {
-	g.queue(queued{opened: &Opened{Agent: agent, Conn: c}})
+	g.queue(queued{message: &Message{Opened: &Opened{Agent: agent, Conn: c}}})
 	g.hurry()
 }
 
@@ -198,7 +201,7 @@ func (g *Guest) hurry() {
 	}
 }
 
-// Flush returns when every event queued so far is written, or the connection has ended.
+// Flush returns when everything queued so far is written, or the connection has ended.
 func (g *Guest) Flush() {
 	flushed := make(chan struct{})
 	g.queue(queued{flushed: flushed})
@@ -211,24 +214,24 @@ func (g *Guest) Flush() {
 
 func (g *Guest) queue(q queued) {
 	select {
-	case g.events <- q:
+	case g.out <- q:
 	case <-g.gone:
 	}
 }
 
-// eventDelay is how long an event waits for others. Each write wakes PID 1, five goroutines of it one after the other, and
+// patience is how long an event waits for others. Each write wakes PID 1, five goroutines of it one after the other, and
 // at a few thousand requests a second that cost more than the requests.
-const eventDelay = 2 * time.Millisecond
+const patience = 2 * time.Millisecond
 
-// sendEvents writes what is queued, as many at a time as wait: one write carries many events.
-func (g *Guest) sendEvents() {
+// send writes what is queued, as many messages at a time as wait: one write carries many.
+func (g *Guest) send() {
 	var batch []byte
-	more := time.NewTimer(eventDelay)
+	more := time.NewTimer(patience)
 	for {
 		select {
-		case q := <-g.events:
-			if q.event != nil && len(g.events) < eventQueue/4 {
-				more.Reset(eventDelay)
+		case q := <-g.out:
+			if q.patient() && len(g.out) < maxQueue/4 {
+				more.Reset(patience)
 				select {
 				case <-more.C:
 				case <-g.urgent:
@@ -248,21 +251,17 @@ const batchSize = 32 << 10
 // gather writes q and what else is queued, and returns the buffer for the next time.
 func (g *Guest) gather(batch []byte, q queued) []byte {
 	for {
-		switch {
-		case q.event != nil:
-			batch = appendEvent(batch, q.event)
-		case q.opened != nil:
-			batch = appendJSON(batch, &Message{Opened: q.opened})
-		case q.flushed != nil:
+		if q.flushed != nil {
 			_ = g.link.send(batch)
 			close(q.flushed)
 			return batch
 		}
-		if len(batch) >= batchSize || len(g.events) == 0 {
+		batch = appendMessage(batch, q.message)
+		if len(batch) >= batchSize || len(g.out) == 0 {
 			_ = g.link.send(batch)
 			return batch
 		}
-		q = <-g.events
+		q = <-g.out
 	}
 }
 

@@ -9,8 +9,8 @@
 //
 //	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
 //
-// Every frame is four bytes of length and a JSON object with exactly one message set; audit events, of which there is one
-// a request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the
+// Every frame is four bytes of length and a JSON object with exactly one message set; what comes with each connection or
+// request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the
 // Configure they belong to. What the proxy sends is bounded in size and in number under way, and validated before it is
 // used: the proxy parses hostile bytes, so PID 1 takes nothing that it says on trust.
 //
@@ -36,17 +36,19 @@ const (
 // Message is one frame: ID pairs a question with its answer, and exactly one of the others is set.
 type Message struct {
 	ID        uint64     `json:"id,omitempty"`
-	Draft     *Draft     `json:"-"` // in a form of its own
 	Configure *Configure `json:"configure,omitempty"`
 	Applied   *Applied   `json:"applied,omitempty"`
-	Resolve   *Resolve   `json:"resolve,omitempty"`
-	Pinned    *Pinned    `json:"pinned,omitempty"`
-	Done      *Done      `json:"done,omitempty"`
 	Refresh   *Refresh   `json:"refresh,omitempty"`
-	Opened    *Opened    `json:"opened,omitempty"`
-	Event     *Event     `json:"-"` // in a form of its own
 	Ping      *Ping      `json:"ping,omitempty"`
 	Drain     *Drain     `json:"drain,omitempty"`
+
+	// In forms of their own.
+	Draft   *Draft   `json:"-"`
+	Opened  *Opened  `json:"-"`
+	Resolve *Resolve `json:"-"`
+	Pinned  *Pinned  `json:"-"`
+	Done    *Done    `json:"-"`
+	Event   *Event   `json:"-"`
 }
 
 // Draft is the text of a policy file, since both sides load it by the same pure function and must come to the same
@@ -86,23 +88,23 @@ type Applied struct {
 
 // Resolve asks for the addresses of a name.
 type Resolve struct {
-	Agent string `json:"agent"`
-	Host  string `json:"host"`
-	Port  uint16 `json:"port"`
+	Agent string
+	Host  string
+	Port  uint16
 }
 
 // Pinned answers Resolve: addresses that the kernel lets root reach by now, or a failure.
 type Pinned struct {
-	Addresses []netip.Addr `json:"addresses,omitempty"`
-	Kind      string       `json:"kind,omitempty"`
-	Error     string       `json:"error,omitempty"`
+	Addresses []netip.Addr
+	Kind      string
+	Error     string
 }
 
 // Done gives pins back: the last connection to these addresses has closed.
 type Done struct {
-	Host      string       `json:"host"`
-	Port      uint16       `json:"port"`
-	Addresses []netip.Addr `json:"addresses"`
+	Host      string
+	Port      uint16
+	Addresses []netip.Addr
 }
 
 // Refresh asks for a credential to be fetched again: the upstream answered 401.
@@ -112,8 +114,8 @@ type Refresh struct {
 
 // Opened says that an agent's connection was accepted: now is the time to look who it is, for the audit.
 type Opened struct {
-	Agent string     `json:"agent"`
-	Conn  proxy.Conn `json:"conn"`
+	Agent string
+	Conn  proxy.Conn
 }
 
 // Event is one decision for the audit, with the connection that it was made on.
@@ -132,23 +134,20 @@ type Drain struct{}
 
 // decode reads one frame's body and refuses what is not exactly one message.
 func decode(body []byte, known *words) (*Message, error) {
-	if len(body) > 0 {
-		switch body[0] {
-		case eventTag:
-			e, err := parseEvent(body[1:], known)
-			return &Message{Event: e}, err
-		case draftTag:
-			d, err := parseDraft(body[1:])
-			return &Message{Draft: d}, err
-		}
+	switch {
+	case len(body) == 0 || body[0] == '{':
+	case body[0] == draftTag:
+		d, err := parseDraft(body[1:])
+		return &Message{Draft: d}, err
+	default:
+		return parseForm(body, known)
 	}
 	var m Message
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, errors.New("a frame is not a message")
 	}
 	set := 0
-	for _, there := range []bool{m.Configure != nil, m.Applied != nil, m.Resolve != nil, m.Pinned != nil, m.Done != nil,
-		m.Refresh != nil, m.Opened != nil, m.Ping != nil, m.Drain != nil} {
+	for _, there := range []bool{m.Configure != nil, m.Applied != nil, m.Refresh != nil, m.Ping != nil, m.Drain != nil} {
 		if there {
 			set++
 		}

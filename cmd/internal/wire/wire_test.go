@@ -220,42 +220,61 @@ func TestEventsKeepTheirOrder(t *testing.T) {
 	}
 }
 
-func TestEventForm(t *testing.T) {
+func TestForm(t *testing.T) {
 	e := Event{Event: policy.Event{Time: time.Unix(1790000000, 123456789), Event: "request", Agent: "claude", UID: 1000, PID: 7, Exe: "/bin/x", Method: "POST",
 		Host: "api.example.com", Port: 443, Path: "/v1", Rule: "route/a", Decision: "allow", Reason: "because", Status: 200, BytesIn: 1 << 40, BytesOut: 3,
 		Duration: 1500 * time.Microsecond, Upstream: "192.0.2.1:443", ID: "1-1", Generation: 9, Proto: "tcp", Address: "192.0.2.9",
 		Tokens: &policy.Tokens{Input: 1, Output: 2, CacheRead: 3, CacheCreation: 4}},
 		Conn: proxy.Conn{Local: netip.MustParseAddrPort("127.0.0.1:8080"), Remote: netip.MustParseAddrPort("[::1]:40000"), Peer: &proxy.Peer{PID: 5, UID: 6}}}
-	for _, want := range []Event{e, {Event: policy.Event{Time: time.Unix(0, 0)}}} {
-		got, err := parseEvent(appendEvent(nil, &want)[5:], new(words))
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for _, want := range []Message{
+		{Event: &e}, {Event: &Event{Event: policy.Event{Time: time.Unix(0, 0)}}},
+		{Opened: &Opened{Agent: "claude", Conn: e.Conn}},
+		{ID: 1 << 60, Resolve: &Resolve{Agent: "claude", Host: "api.example.com", Port: 65535}},
+		{ID: 7, Pinned: &Pinned{Addresses: addrs}}, {ID: 8, Pinned: &Pinned{Kind: "denied", Error: "it is not in the policy"}},
+		{Done: &Done{Host: "api.example.com", Port: 443, Addresses: addrs}},
+	} {
+		got, err := parseForm(appendMessage(nil, &want)[4:], new(words))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(&want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
-			t.Errorf("an event came back as another (-sent +got):\n%s", diff)
+		if diff := cmp.Diff(&want, got, byValue); diff != "" {
+			t.Errorf("a message came back as another (-sent +got):\n%s", diff)
 		}
 	}
 	e.Event.Path = strings.Repeat("/\x00", 64<<10)
-	frame := appendEvent(nil, &e)
-	got, err := parseEvent(frame[5:], new(words))
-	if err != nil || len(frame) > maxFromGuest || len(got.Event.Path) != maxText {
+	frame := appendMessage(nil, &Message{Event: &e})
+	got, err := parseForm(frame[4:], new(words))
+	if err != nil || len(frame) > maxFromGuest || len(got.Event.Event.Path) != maxText {
 		t.Errorf("a path of 128 KiB: frame of %d bytes, %v", len(frame), err)
 	}
 }
 
-// Whatever a compromised proxy sends is an event or an error, and an event reads back as itself.
-func FuzzEvent(f *testing.F) {
-	f.Add(appendEvent(nil, &Event{Event: policy.Event{Event: "request", Tokens: &policy.Tokens{}}})[5:])
+var byValue = cmp.Options{
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+}
+
+// Whatever a compromised proxy sends is a message or an error, and a message reads back as itself.
+func FuzzForm(f *testing.F) {
+	for _, m := range []Message{
+		{Event: &Event{Event: policy.Event{Event: "request", Tokens: &policy.Tokens{}}}}, {Opened: &Opened{Agent: "a"}},
+		{Resolve: &Resolve{Host: "b"}}, {Pinned: &Pinned{Addresses: []netip.Addr{netip.IPv6Unspecified()}}}, {Done: &Done{Host: "c"}},
+	} {
+		f.Add(appendMessage(nil, &m)[4:])
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		e, err := parseEvent(body, new(words))
+		if len(body) == 0 {
+			return
+		}
+		m, err := parseForm(body, new(words))
 		if err != nil {
 			return
 		}
-		again, err := parseEvent(appendEvent(nil, e)[5:], new(words))
+		again, err := parseForm(appendMessage(nil, m)[4:], new(words))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(e, again, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(m, again, byValue); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -282,12 +301,14 @@ func TestHostRefuses(t *testing.T) {
 		want  string
 	}{
 		{"a policy of its own", frame(`{"configure":{"generation":7}}`), "only PID 1 may send"},
-		{"pins that it never had", frame(`{"done":{"host":"api.example.com","port":443,"addresses":["192.0.2.1"]}}`), "never had"},
+		{"pins that it never had", appendMessage(nil, &Message{Done: &Done{"api.example.com", 443, []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}), "never had"},
+		{"an answer that is not its to give", appendMessage(nil, &Message{ID: 1, Pinned: &Pinned{}}), "only PID 1 may send"},
 		{"two messages in one", frame(`{"refresh":{"credential":"a"},"drain":{}}`), "holds 2 messages"},
-		{"half an event", frame("\x01\x04connect"), "not an event"},
-		{"an event with a text over the limit", frame("\x01\xff\xff\xff\x7f"), "not an event"},
+		{"half an event", frame("\x01\x04connect"), "not what its tag says"},
+		{"an event with a text over the limit", frame("\x01\xff\xff\xff\x7f"), "not what its tag says"},
 		{"none", frame(`{}`), "holds 0 messages"},
-		{"no JSON", frame(`hello`), "not a message"},
+		{"no JSON", frame(`{hello`), "not a message"},
+		{"a tag that there is none of", frame(`hello`), "not what its tag says"},
 		{"a frame over the limit", binary.BigEndian.AppendUint32(nil, 1<<31), "over the limit"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
