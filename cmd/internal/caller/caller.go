@@ -13,18 +13,16 @@
 package caller
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,45 +45,58 @@ type Owner struct{ UID, GID uint32 }
 // Finder answers one question at a time.
 type Finder struct {
 	mu   sync.Mutex // guards following
-	conn *netlink.Conn
+	diag *diag
 	last map[uint32]place // what was found last, by uid: mostly it is the same process again, and a descriptor near by
 }
 
 // place is a descriptor of a process.
-type place struct{ pid, fd int }
+type place struct {
+	process
+	fd int
+}
+
+// process is one by its directory in /proc, which never shows another that has got its number.
+type process struct{ pid, dir int }
 
 // New opens the netlink socket in the calling thread's network namespace.
 func New() (*Finder, error) {
-	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
+	d, err := openDiag()
 	if err != nil {
-		return nil, fmt.Errorf("sock_diag: %w", err)
+		return nil, err
 	}
-	return &Finder{conn: conn, last: make(map[uint32]place)}, nil
+	return &Finder{diag: d, last: make(map[uint32]place)}, nil
 }
 
 // Close ends the finder.
-func (f *Finder) Close() { f.conn.Close() }
+func (f *Finder) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.diag.close()
+	for _, p := range f.last {
+		unix.Close(p.dir)
+	}
+	clear(f.last)
+}
 
 // Find waits for its turn; it takes microseconds where the process is the same as last time.
 func (f *Finder) Find(t Tuple, o Owner) (pid int, exe string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	inode, err := inodeOf(f.conn, t)
+	inode, err := inodeOf(f.diag, t)
 	if err != nil || inode == 0 {
 		return 0, Unknown
 	}
-	var where place
+	link := strconv.AppendUint([]byte("socket:["), uint64(inode), 10)
+	link = append(link, ']')
 	as(o, func() {
-		link := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
-		var ok bool
-		if where, ok = f.search(o.UID, link); ok {
-			pid, exe = where.pid, program(where.pid)
+		if f.search(o.UID, link) {
+			p := f.last[o.UID]
+			pid, exe = p.pid, p.program()
 		}
 	})
 	if pid == 0 {
 		return 0, Unknown
 	}
-	f.last[o.UID] = where
 	return pid, exe
 }
 
@@ -95,73 +106,84 @@ func (f *Finder) Find(t Tuple, o Owner) (pid int, exe string) {
 // switches a question.
 func as(o Owner, f func()) {
 	runtime.LockOSThread()
-	_ = unix.Setfsgid(int(o.GID))
-	_ = unix.Setfsuid(int(o.UID))
+	setfs(int(o.UID), int(o.GID))
 	defer func() {
-		_ = unix.Setfsuid(os.Getuid())
-		_ = unix.Setfsgid(os.Getgid())
-		uid, err := unix.SetfsuidRetUid(-1) // no uid: changes nothing, and tells
-		if err == nil && uid == os.Getuid() {
+		setfs(os.Getuid(), os.Getgid())
+		if fsuid() == os.Getuid() {
 			runtime.UnlockOSThread()
 		}
 	}()
 	f()
 }
 
-// search looks where the last one was found, then through the process of that, then through all.
-func (f *Finder) search(uid uint32, link string) (place, bool) {
-	last := f.last[uid]
-	if fd := nearby(last, uid, link); fd >= 0 {
-		return place{last.pid, fd}, true
-	}
+// search looks where the last one was found, then through the process of that, then through all. What it finds is the
+// last one then.
+func (f *Finder) search(uid uint32, link []byte) bool {
 	budget := maxLinks
-	if fd := holds(last.pid, uid, link, &budget); fd >= 0 {
-		return place{last.pid, fd}, true
+	last, known := f.last[uid]
+	if known {
+		fd := last.nearby(last.fd, link)
+		if fd < 0 {
+			fd = last.holds(link, &budget)
+		}
+		if fd >= 0 {
+			f.last[uid] = place{last.process, fd}
+			return true
+		}
 	}
-	for _, pid := range processes() {
+	for _, pid := range pids() {
 		if budget <= 0 {
 			break
 		}
-		if fd := holds(pid, uid, link, &budget); pid != last.pid && fd >= 0 {
-			return place{pid, fd}, true
+		if known && pid == last.pid && !last.ended() {
+			continue
 		}
+		p, ok := open(pid, uid)
+		if !ok {
+			continue
+		}
+		if fd := p.holds(link, &budget); fd >= 0 {
+			if known {
+				unix.Close(last.dir)
+			}
+			f.last[uid] = place{p, fd}
+			return true
+		}
+		unix.Close(p.dir)
 	}
-	return place{}, false
+	return false
 }
 
-// processes lists all, the youngest first: who connects has often been started to do so.
-func processes() []int {
+// pids lists all processes, the youngest first: who connects has often been started to do so.
+func pids() []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
-	pids := make([]int, 0, len(names))
+	list := make([]int, 0, len(names))
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil {
-			pids = append(pids, pid)
+			list = append(list, pid)
 		}
 	}
-	slices.SortFunc(pids, func(a, b int) int { return b - a })
-	return pids
+	slices.SortFunc(list, func(a, b int) int { return b - a })
+	return list
 }
 
-// table opens the descriptor table of pid, if it is uid's; -1 otherwise. By number: os.File would ask epoll about it.
-func table(pid int, uid uint32) int {
-	if pid == 0 {
-		return -1
-	}
-	dir, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// open opens the directory of pid, if it is uid's.
+func open(pid int, uid uint32) (process, bool) {
+	dir, err := unix.Open("/proc/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1
+		return process{}, false
 	}
 	var st unix.Stat_t
 	if unix.Fstat(dir, &st) != nil || st.Uid != uid {
 		unix.Close(dir)
-		return -1
+		return process{}, false
 	}
-	return dir
+	return process{pid, dir}, true
 }
 
 // near is how far from the last descriptor the next is looked for before the whole table is: a client with a thousand
@@ -169,45 +191,50 @@ func table(pid int, uid uint32) int {
 const near = 8
 
 // nearby returns the descriptor around where that has the link, or -1.
-func nearby(where place, uid uint32, link string) int {
-	dir := table(where.pid, uid)
-	if dir < 0 {
-		return -1
-	}
-	defer unix.Close(dir)
+func (p process) nearby(where int, link []byte) int {
 	for step := range near {
-		for _, fd := range []int{where.fd + step, where.fd - step} {
-			if is(dir, strconv.Itoa(fd), link) {
+		for _, fd := range [...]int{where + step, where - step} {
+			if p.has(fd, link) {
 				return fd
+			}
+			if step == 0 {
+				break
 			}
 		}
 	}
 	return -1
 }
 
-// holds returns the descriptor of pid that has the link, or -1.
-func holds(pid int, uid uint32, link string, budget *int) int {
-	dir := table(pid, uid)
-	if dir < 0 {
+// holds returns the descriptor that has the link, or -1.
+func (p process) holds(link []byte, budget *int) int {
+	dir, err := unix.Openat(p.dir, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return -1
 	}
-	open := os.NewFile(uintptr(dir), "fd")
-	defer open.Close()
-	names, _ := open.Readdirnames(*budget)
+	table := os.NewFile(uintptr(dir), "fd")
+	defer table.Close()
+	names, _ := table.Readdirnames(*budget)
 	for _, name := range slices.Backward(names) { // the newest is mostly the last
 		*budget--
-		if is(dir, name, link) {
-			fd, _ := strconv.Atoi(name)
+		if fd, err := strconv.Atoi(name); err == nil && p.has(fd, link) {
 			return fd
 		}
 	}
 	return -1
 }
 
-func is(dir int, name, link string) bool {
-	var buf [64]byte // longer than any link of a socket
-	n, err := unix.Readlinkat(dir, name, buf[:])
-	return err == nil && string(buf[:n]) == link
+func (p process) has(fd int, link []byte) bool {
+	var name, buf [64]byte // longer than any link of a socket
+	return fd >= 0 && bytes.Equal(readlinkat(p.dir, append(strconv.AppendInt(append(name[:0], "fd/"...), int64(fd), 10), 0), buf[:]), link)
+}
+
+// ended reports that the process is no more, and its number perhaps another's.
+func (p process) ended() bool { return p.program() == Unknown }
+
+// program is what the process runs.
+func (p process) program() string {
+	var buf [unix.PathMax]byte
+	return named(readlinkat(p.dir, []byte("exe\x00"), buf[:]))
 }
 
 // Program is what a process of the owner's runs.
@@ -217,42 +244,53 @@ func Program(pid int, o Owner) (exe string) {
 }
 
 func program(pid int) string {
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return named([]byte(exe))
+}
+
+// named is the program that a link leads to.
+func named(link []byte) string {
+	if len(link) == 0 {
 		return Unknown
 	}
-	return strings.TrimSuffix(exe, " (deleted)")
+	return string(bytes.TrimSuffix(link, []byte(" (deleted)")))
 }
 
 // inodeOf asks for the client's own socket: its source is the client.
-func inodeOf(conn *netlink.Conn, t Tuple) (uint32, error) {
-	answers, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request},
-		Data:   request(t),
-	})
+func inodeOf(d *diag, t Tuple) (uint32, error) {
+	var buf [1024]byte
+	answer, err := d.ask(request(t, d.next()), buf[:])
 	if err != nil {
 		return 0, err
 	}
 	// struct inet_diag_msg: 4 bytes, 48 of id, expires, rqueue, wqueue, uid, inode.
 	const inodeAt = 4 + 48 + 4*4
-	if len(answers) != 1 || len(answers[0].Data) < inodeAt+4 {
-		return 0, errors.New("sock_diag: no answer")
+	if len(answer) < inodeAt+4 {
+		return 0, errDiag
 	}
-	return binary.NativeEndian.Uint32(answers[0].Data[inodeAt:]), nil
+	return binary.NativeEndian.Uint32(answer[inodeAt:]), nil
 }
 
-// request is struct inet_diag_req_v2: family, protocol, extensions, padding, states, and the id of one socket.
-func request(t Tuple) []byte {
-	b := make([]byte, 8, 56)
-	b[0], b[1] = unix.AF_INET6, unix.IPPROTO_TCP
+// request is struct inet_diag_req_v2 behind its header: family, protocol, extensions, padding, states, and the id of one
+// socket.
+func request(t Tuple, sequence uint32) []byte {
+	const size = unix.SizeofNlMsghdr + 56
+	b := make([]byte, 0, size)
+	b = binary.NativeEndian.AppendUint32(b, size)
+	b = binary.NativeEndian.AppendUint16(b, unix.SOCK_DIAG_BY_FAMILY)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST)
+	b = binary.NativeEndian.AppendUint32(b, sequence)
+	b = append(b, 0, 0, 0, 0) // port: the kernel's
+	family, protocol := byte(unix.AF_INET6), byte(unix.IPPROTO_TCP)
 	if t.Client.Addr().Unmap().Is4() {
-		b[0] = unix.AF_INET
+		family = unix.AF_INET
 	}
 	if t.UDP { // udp_dump_one takes source and destination the other way round "for historical reasons" (net/ipv4/udp_diag.c)
-		b[1] = unix.IPPROTO_UDP
+		protocol = unix.IPPROTO_UDP
 		t.Client, t.Server = t.Server, t.Client
 	}
-	binary.NativeEndian.PutUint32(b[4:], ^uint32(0))
+	b = append(b, family, protocol, 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any state
 	b = binary.BigEndian.AppendUint16(b, t.Client.Port())
 	b = binary.BigEndian.AppendUint16(b, t.Server.Port())
 	b = appendAddr(b, t.Client.Addr())
