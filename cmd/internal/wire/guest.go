@@ -37,9 +37,7 @@ type queued struct {
 }
 
 // patient reports whether the message may wait for others.
-func (q queued) patient() bool {
-	return q.message != nil && (q.message.Event != nil || q.message.Done != nil)
-}
+func (q queued) patient() bool { return q.message != nil && q.message.Resolve == nil }
 
 // question is a Resolve under way.
 type question struct {
@@ -190,7 +188,6 @@ func (g *Guest) Audit(e policy.Event, c proxy.Conn) {
 // Opened tells of an accepted connection, before any event of it.
 func (g *Guest) Opened(agent string, c proxy.Conn) {
 	g.queue(queued{message: &Message{Opened: &Opened{Agent: agent, Conn: c}}})
-	g.hurry()
 }
 
 // hurry has what is queued written now.
@@ -219,19 +216,20 @@ func (g *Guest) queue(q queued) {
 	}
 }
 
-// patience is how long an event waits for others. Each write wakes PID 1, five goroutines of it one after the other, and
-// at a few thousand requests a second that cost more than the requests.
+// patience is how long after a write what can wait is gathered for the next. Each wakes PID 1, five goroutines of it one
+// after the other, and at a few thousand requests a second that cost more than the requests.
 const patience = 2 * time.Millisecond
 
 // send writes what is queued, as many messages at a time as wait: one write carries many.
 func (g *Guest) send() {
 	var batch []byte
+	var last time.Time
 	more := time.NewTimer(patience)
 	for {
 		select {
 		case q := <-g.out:
-			if q.patient() && len(g.out) < maxQueue/4 {
-				more.Reset(patience)
+			if rest := patience - time.Since(last); rest > 0 && q.patient() && len(g.out) < maxQueue/4 {
+				more.Reset(rest)
 				select {
 				case <-more.C:
 				case <-g.urgent:
@@ -239,6 +237,7 @@ func (g *Guest) send() {
 				}
 			}
 			batch = g.gather(batch[:0], q)
+			last = time.Now()
 		case <-g.gone:
 			return
 		}
