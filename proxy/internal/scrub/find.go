@@ -7,19 +7,19 @@ type span struct{ from, to int }
 
 // finder finds all occurrences of a Set's needles in a text that grows.
 //
-// A machine finds those whose last characters stand as they are. Those with an
+// A machine finds those whose last characters stand as they are, where a sieve lets
+// it look. Those with an
 // escape among the last characters end not far behind that escape, so every end
 // there is tried. In either case it is text.chars, backwards from the end, that
 // decides, and it knows escapes everywhere.
 type finder struct {
-	set    *Set
-	fold   bool // case does not count
-	text   text
-	states []uint16 // of the machines
-	done   int      // the machines have run over text.b[:done]
-	tried  int      // up to here all ends near escapes were tried
-	until  int      // ends up to here are near an escape
-	spans  []span
+	set   *Set
+	fold  bool // case does not count
+	text  text
+	done  int // text.b[:done] was searched
+	tried int // up to here all ends near escapes were tried
+	until int // ends up to here are near an escape
+	spans []span
 
 	hits        hits // memory for the methods below
 	ends, chars []char
@@ -37,11 +37,8 @@ func newFinder(s *Set, barrier *[256]bool) *finder {
 	if barrier == nil {
 		barrier = &noBarrier
 	}
-	return &finder{set: s, text: text{barrier: barrier}, states: make([]uint16, len(s.machines))}
+	return &finder{set: s, text: text{barrier: barrier}}
 }
-
-// block is how many bytes are searched before their hits are looked at.
-const block = 16 << 10
 
 // find searches b, which begins with what it was given the last time, and adds to
 // f.spans.
@@ -49,17 +46,35 @@ func (f *finder) find(b []byte) {
 	f.text.b = b
 	f.try(f.until)
 	for f.done < len(b) {
-		part := b[f.done:min(f.done+block, len(b))]
-		for i, m := range f.set.machines {
-			f.states[i] = m.run(part, f.states[i], f.done, &f.hits)
-			for lane := range f.hits {
-				for _, h := range f.hits[lane] {
-					f.hit(m.finding(h.state), h.end)
-				}
-				f.hits[lane] = f.hits[lane][:0]
+		from, passed := f.done, true
+		for passed && f.done < len(b) && f.done-from < block {
+			to := min(f.done+stretch, len(b))
+			if passed = f.set.sieve.passes(b, f.done, to); passed {
+				f.done = to
 			}
 		}
-		f.done += len(part)
+		if from < f.done {
+			f.search(from, f.done)
+		}
+		if !passed {
+			f.done = min(f.done+stretch, len(b))
+		}
+	}
+}
+
+// block is how many bytes are searched before their hits are looked at.
+const block = 16 << 10
+
+// search has the machines go over a part of the text.
+func (f *finder) search(from, to int) {
+	for _, m := range f.set.machines {
+		m.run(f.text.b[from:to], m.warm(f.text.b[:from]), from, &f.hits)
+		for lane := range f.hits {
+			for _, h := range f.hits[lane] {
+				f.hit(m.finding(h.state), h.end)
+			}
+			f.hits[lane] = f.hits[lane][:0]
+		}
 	}
 }
 

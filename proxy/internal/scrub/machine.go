@@ -197,11 +197,12 @@ type hit struct {
 // hits are the hits of each lane, each in order, and before those of the next lane.
 type hits [lanes][]hit
 
-// run goes over text from state s on, adds to found, and returns the state it ends
-// in. The ends of hits count from base.
-func (m *machine) run(text []byte, s uint16, base int, found *hits) uint16 {
+// run goes over text from state s on and adds to found. The ends of hits count from
+// base.
+func (m *machine) run(text []byte, s uint16, base int, found *hits) {
 	if len(text) < laneFrom {
-		return m.lane(text, s, base, &found[0])
+		m.lane(text, s, base, &found[0])
+		return
 	}
 	n := len(text) / lanes
 	at := states{s, m.warm(text[:n]), m.warm(text[:2*n]), m.warm(text[:3*n])}
@@ -216,7 +217,7 @@ func (m *machine) run(text []byte, s uint16, base int, found *hits) uint16 {
 			}
 		}
 	}
-	return m.lane(text[lanes*n:], at[lanes-1], base+lanes*n, &found[lanes-1])
+	m.lane(text[lanes*n:], at[lanes-1], base+lanes*n, &found[lanes-1])
 }
 
 // states is one for each lane.

@@ -9,6 +9,7 @@ import (
 	"math/rand"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -290,6 +291,31 @@ func TestOracle(t *testing.T) { // which the fuzz below stands on
 	for before := range 3 {
 		if got, want := commonBase64([]byte(fakeKey), before), string(base64Core([]byte(fakeKey), before)); got != want {
 			t.Errorf("alignment %d: %s, %s", before, got, want)
+		}
+	}
+}
+
+// A needle is found wherever it lies to the sieve's stretches and steps, as it stands, in the other spelling of base64,
+// and with an escape anywhere among its last characters; and the sieve does let clean text through unsearched.
+func TestSieve(t *testing.T) {
+	secret := []byte("sk-FAKE+long/secret_01-~~~>>>???") // its base64 ends in Pz8/ and the like
+	set := NewSet(secret)
+	const clean = "all of this text is clean, and long enough for a needle to end anywhere in it. "
+	text := []byte(strings.Repeat(clean, 3*stretch/len(clean)))
+	if set.sieve == nil || set.sieve.passes(text, 0, stretch) || set.sieve.passes(text, stretch, 2*stretch) {
+		t.Fatal("clean text has to be searched")
+	}
+	standard := base64.StdEncoding.EncodeToString(append([]byte{0xfb, 0xff}, secret...))
+	spellings := []string{string(secret), strings.ToUpper(hex.EncodeToString(secret)), standard, strings.NewReplacer("+", "-", "/", "_").Replace(standard)}
+	for k := range secret {
+		spellings = append(spellings, fmt.Sprintf("%s%%%02X%s", secret[:k], secret[k], secret[k+1:]), fmt.Sprintf(`%s\\u00%02x%s`, secret[:k], secret[k], secret[k+1:]))
+	}
+	for at := stretch - 120; at < stretch+2*step; at++ {
+		for _, s := range spellings {
+			in := slices.Concat(text[:at], []byte(s), text[at:])
+			if got := string(set.Bytes(in)); !strings.Contains(got, "****************") || strings.Contains(got, s) {
+				t.Fatalf("%q at %d is not masked", s, at)
+			}
 		}
 	}
 }
