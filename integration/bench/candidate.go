@@ -96,6 +96,7 @@ credentials:
   - {name: api, from: "file:/run/secrets/api", header: Authorization}
 routes:
   - {name: api, path: /, upstream: "https://api.example.com", credential: api, allow: [GET /**, POST /**]}
+  - {name: h1, path: /h1, upstream: "https://h2.example.com:8445", credential: api, allow: [GET /**, POST /**]}
   - {name: h2, path: /h2, upstream: "https://h2.example.com:8443", credential: api, allow: [GET /**, POST /**]}
   - {name: open, path: /open, upstream: "https://api.example.com:8444", allow: [GET /**, POST /**]}
 egress:

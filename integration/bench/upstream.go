@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,13 +26,14 @@ const (
 	portHTTP     = 80
 	portBytes    = 9000
 	portH2       = 8443
+	portH1       = 8445 // the same server as portH2's
 	portOpen     = 8444 // HTTPS that wants no credential
 	credential   = "sk-FAKE-bench-0123456789abcdef"
 	listener     = "127.0.0.1:8080"
 )
 
 // upstream is the far end of every measurement: HTTP/1.1 by hand, over TLS and plain, so that it costs little beside what is measured;
-// HTTP/2 by net/http; and a port for bytes without a protocol. It refuses requests without the credential.
+// both versions by net/http; and a port for bytes without a protocol. It refuses requests without the credential.
 type upstream struct {
 	addr   netip.Addr
 	closes []io.Closer
@@ -63,7 +66,10 @@ func newUpstream(w *rig.World) (*upstream, error) {
 			return nil, err
 		}
 	}
-	return u, u.listenH2(conf, secret)
+	var h1Only, h2Only http.Protocols
+	h1Only.SetHTTP1(true)
+	h2Only.SetHTTP2(true)
+	return u, errors.Join(u.listenLibrary(portH1, conf, &h1Only, secret), u.listenLibrary(portH2, conf, &h2Only, secret))
 }
 
 func (u *upstream) listen(port uint16, serve func(net.Conn)) error {
@@ -87,17 +93,21 @@ func (u *upstream) listen(port uint16, serve func(net.Conn)) error {
 	return nil
 }
 
-// listenH2 speaks HTTP/2 only.
-func (u *upstream) listenH2(conf *tls.Config, secret string) error {
-	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(u.addr, portH2)))
+// listenLibrary serves one version by net/http.
+func (u *upstream) listenLibrary(port uint16, conf *tls.Config, only *http.Protocols, secret string) error {
+	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(u.addr, port)))
 	if err != nil {
 		return err
 	}
-	var only http.Protocols
-	only.SetHTTP2(true)
-	srv := &http.Server{TLSConfig: conf.Clone(), Protocols: &only, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 2000}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	quiet := log.New(io.Discard, "", 0) // of the connections that are reset when a run ends
+	srv := &http.Server{ErrorLog: quiet, TLSConfig: conf.Clone(), Protocols: only, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 2000}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != secret {
 			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, "/small") {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(small[len(small)-1024:])
 			return
 		}
 		if n := r.URL.Query().Get("n"); strings.HasPrefix(r.URL.Path, "/bytes") {
