@@ -1,6 +1,7 @@
 // Package head reads HTTP/1.1 requests strictly. Read waits until a complete
 // request head is buffered, refuses whatever lies outside a narrow grammar, and
-// only then lets http.ReadRequest parse the very bytes that were looked at:
+// reads an *http.Request out of the very bytes that were looked at, as
+// http.ReadRequest does:
 //
 //	br := bufio.NewReaderSize(conn, 8<<10)
 //	req, err := head.Read(br, head.Limits{})
@@ -17,8 +18,10 @@
 // passes on as it came; everything else is visible ASCII.
 //
 // The request body is a *Body: net/http's own accepts chunk extensions, blanks in
-// the chunk line, and folded or LF-terminated trailers. A Cache-Control that
-// http.ReadRequest invents beside "Pragma: no-cache" is taken out again.
+// the chunk line, and folded or LF-terminated trailers. A Cache-Control such as
+// http.ReadRequest invents beside "Pragma: no-cache" there is not. What is rare goes
+// through http.ReadRequest itself; what is common is built here, held against it by
+// a fuzz test.
 //
 // What this does not do: it applies no policy (TRACE, upgrades, and odd spellings
 // of addresses pass as far as they are in the grammar), sends no 100 Continue,
@@ -69,8 +72,8 @@ func bad(reason string) *Error { return &Error{http.StatusBadRequest, reason} }
 // Read returns the next request of br. It returns io.EOF when the peer closed
 // between requests, io.ErrUnexpectedEOF when it closed inside a head, *Error when
 // the head is refused (as soon as the first wrong line is complete), and the
-// reader's own error otherwise. RequestURI is the target as it came; Header has
-// neither Host nor Transfer-Encoding, as with http.ReadRequest.
+// reader's own error otherwise. RequestURI is the target as it came, and URL is nil;
+// Header has neither Host nor Transfer-Encoding, as with http.ReadRequest.
 //
 // A head that fits into br's buffer is looked at in place. A larger one, up to
 // lim.Header, is copied once.
@@ -132,20 +135,38 @@ func readLarge(br *bufio.Reader, s *scanner) (*http.Request, error) {
 	}
 }
 
-// parse lets net/http read the head that s accepted from head and puts a strict
-// body, read from br, in the place of net/http's.
+// parse reads the head that s accepted from head, and puts a strict body, read from
+// br, in the place of net/http's.
 func parse(head, br *bufio.Reader, s *scanner) (*http.Request, error) {
-	req, err := http.ReadRequest(head)
+	req, err := s.read(head)
 	if err != nil {
 		// The grammar is meant to be narrower than net/http's; should it not
 		// be, net/http's word counts. Its text quotes the request: dropped.
 		return nil, bad("request head does not parse")
 	}
-	if s.has(fieldPragma) && !s.has(fieldCacheControl) {
-		delete(req.Header, "Cache-Control")
-	}
 	if s.chunked || s.length > 0 {
 		req.Body = &Body{br: br, req: req, lim: s.lim, chunked: s.chunked, left: s.length}
 	}
+	return req, nil
+}
+
+// read takes the head from br, where it is buffered.
+func (s *scanner) read(br *bufio.Reader) (*http.Request, error) {
+	if s.request.authority == (span{}) && !s.has(fieldTrailer) {
+		text, err := br.Peek(s.pos)
+		if err != nil {
+			return nil, err
+		}
+		defer br.Discard(s.pos)
+		return s.build(string(text)), nil
+	}
+	req, err := http.ReadRequest(br)
+	if err != nil {
+		return nil, err
+	}
+	if s.has(fieldPragma) && !s.has(fieldCacheControl) {
+		delete(req.Header, "Cache-Control")
+	}
+	req.URL = nil
 	return req, nil
 }
