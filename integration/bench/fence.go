@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -37,7 +36,7 @@ func (b *bench) fence() error {
 		return err
 	}
 	defer s.up.close()
-	if err := s.up.listenPins(); err != nil {
+	if err := s.up.listen(netip.AddrPortFrom(netip.IPv4Unspecified(), portPins), serveBytes); err != nil {
 		return err
 	}
 	t := newTable("fence", "Fence: root's packets through the ruleset", "no rules",
@@ -146,28 +145,6 @@ func (b *bench) packets(t *table, s *stage, at site) error {
 		return err
 	}
 	t.add(at.name, "64 MiB up", bulk/float64(1<<20)/r.Quantiles.P50.Seconds())
-	return nil
-}
-
-// listenPins serves portPins on all addresses.
-func (u *upstream) listenPins() error {
-	l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", portPins))
-	if err != nil {
-		return err
-	}
-	u.closes = append(u.closes, l)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				serveBytes(c)
-			}()
-		}
-	}()
 	return nil
 }
 

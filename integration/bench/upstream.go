@@ -62,7 +62,7 @@ func newUpstream(w *rig.World) (*upstream, error) {
 		portHTTP:  func(c net.Conn) { serveHTTP(c, "") },
 		portBytes: serveBytes,
 	} {
-		if err := u.listen(port, serve); err != nil {
+		if err := u.listen(netip.AddrPortFrom(u.addr, port), serve); err != nil {
 			return nil, err
 		}
 	}
@@ -72,8 +72,8 @@ func newUpstream(w *rig.World) (*upstream, error) {
 	return u, errors.Join(u.listenLibrary(portH1, conf, &h1Only, secret), u.listenLibrary(portH2, conf, &h2Only, secret))
 }
 
-func (u *upstream) listen(port uint16, serve func(net.Conn)) error {
-	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(u.addr, port)))
+func (u *upstream) listen(on netip.AddrPort, serve func(net.Conn)) error {
+	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(on))
 	if err != nil {
 		return err
 	}
