@@ -70,6 +70,13 @@ func TestLyingDNS(t *testing.T) {
 	if n := len(victim.Seen()); n != 0 {
 		t.Errorf("%d requests reached the victim", n)
 	}
+	eventually(t, "new addresses and refused ones in the audit", func() bool {
+		told := map[string]bool{}
+		for _, e := range g.audit("pin") {
+			told[e.Decision+" "+e.Host] = true
+		}
+		return told["allow good.example.com"] && told["deny metadata.lies.example.com"]
+	})
 	g.leaks(places(good)...)
 }
 
