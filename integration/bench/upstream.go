@@ -81,8 +81,12 @@ func (u *upstream) listen(on netip.AddrPort, serve func(net.Conn)) error {
 	go func() {
 		for {
 			c, err := l.Accept()
-			if err != nil {
+			switch {
+			case errors.Is(err, net.ErrClosed):
 				return
+			case err != nil: // no descriptor is left: who waits goes on waiting, until one is
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
 			go func() {
 				defer c.Close()

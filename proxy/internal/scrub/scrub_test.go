@@ -302,7 +302,8 @@ func TestSieve(t *testing.T) {
 	set := NewSet(secret)
 	const clean = "all of this text is clean, and long enough for a needle to end anywhere in it. "
 	text := []byte(strings.Repeat(clean, 3*stretch/len(clean)))
-	if set.sieve == nil || set.sieve.passes(text, 0, stretch) || set.sieve.passes(text, stretch, 2*stretch) {
+	free := func(s *sieve) bool { return !s.passes(text, 0, stretch) && !s.passes(text, stretch, 2*stretch) }
+	if set.sieve == nil || !free(set.sieve) && !free(NewSet(secret).sieve) { // each has a key of its own, and one in thousands is unlucky
 		t.Fatal("clean text has to be searched")
 	}
 	standard := base64.StdEncoding.EncodeToString(append([]byte{0xfb, 0xff}, secret...))
