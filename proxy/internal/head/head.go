@@ -157,8 +157,9 @@ func (s *scanner) read(br *bufio.Reader) (*http.Request, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer br.Discard(s.pos)
-		return s.build(string(text)), nil
+		req := s.build(string(text))
+		br.Discard(s.pos)
+		return req, nil
 	}
 	req, err := http.ReadRequest(br)
 	if err != nil {

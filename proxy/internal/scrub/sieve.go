@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
-	"strings"
 )
 
 // sieve tells of a stretch of text, at eight bytes a step, that no needle ends in it and no escape begins, so that the
@@ -48,30 +47,33 @@ func newSieve(needles []needle, inAlphabet *[256]bool) *sieve {
 		tail := n.loose[len(n.loose)-sieved:]
 		for at := range step {
 			w := tail[at : at+window]
-			if 1<<strings.Count(strings.ReplaceAll(string(w), "_", "-"), "-") > maxSpell {
+			if 1<<(bytes.Count(w, []byte("-"))+bytes.Count(w, []byte("_"))) > maxSpell {
 				return nil
 			}
-			s.add([]byte(string(w)), 0)
+			s.add(bytes.Clone(w), 0)
 		}
 	}
 	return s
 }
 
-// add adds all spellings of w from i on: caseless has made one of each pair.
+// spelled is the other byte of each pair of which caseless has made one.
+var spelled = map[byte]byte{'-': '+', '_': '/'}
+
+// add adds w with all spellings of its bytes from i on. It leaves w as it was.
 func (s *sieve) add(w []byte, i int) {
-	for ; i < len(w); i++ {
-		if other, ok := map[byte]byte{'-': '+', '_': '/'}[w[i]]; ok {
-			was := w[i]
-			s.add(w, i+1)
-			w[i] = other
-			s.add(w, i+1)
-			w[i] = was
-			return
-		}
+	if i == len(w) {
+		one, other := s.hash(lowered(w), lowered(w[8:]))
+		s.set[one>>6] |= 1 << (one & 63)
+		s.set[other>>6] |= 1 << (other & 63)
+		return
 	}
-	one, other := s.hash(lowered(w), lowered(w[8:]))
-	s.set[one>>6] |= 1 << (one & 63)
-	s.set[other>>6] |= 1 << (other & 63)
+	s.add(w, i+1)
+	if c, ok := spelled[w[i]]; ok {
+		was := w[i]
+		w[i] = c
+		s.add(w, i+1)
+		w[i] = was
+	}
 }
 
 func (s *sieve) has(h uint16) bool { return s.set[h>>6]&(1<<(h&63)) != 0 }
