@@ -314,6 +314,59 @@ func TestHoleImpostor(t *testing.T) {
 	}
 }
 
+// A reset flow's conntrack entry lives on for ten seconds, with its mark. Root's next connection by the same ports must not be taken for
+// the agent's that was there: neither may the agent answer it, nor is a refusal of the agent's one of root's.
+func TestHoleInheritedMark(t *testing.T) {
+	t.Parallel()
+	c := usual()
+	c.OwnLoopback = []uint32{1000}
+	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
+	c.RootLoopback = []uint16{5432}
+	f := newFence(t, c)
+	tcp := f.agent.listen("127.0.0.1:9000")
+	f.root.listen("127.0.0.1:5432")
+	client := newProber(t, f.box, 0)
+	port := 23000
+	from := func(p *prober, local, remote string) (int, string) {
+		fd := p.socket("tcp4", local)
+		return fd, p.do(call{Op: "connect", FD: fd, Addr: remote}).Err
+	}
+	inherits := f.without("out_lo", "meta skuid 0 ct mark set 0x00000000")
+	f.hole(inherits, func() bool {
+		port++
+		local := fmt.Sprintf("127.0.0.1:%d", port)
+		mine, err := from(f.agent, local, "127.0.0.1:9000")
+		if err != "" {
+			t.Fatalf("the agent's own server: %s", err)
+		}
+		f.agent.must(call{Op: "abort", FD: f.accept(f.agent, tcp, f.agent, mine)})
+		f.agent.must(call{Op: "close", FD: mine})
+		fd, err := from(client, local, "127.0.0.1:9000")
+		defer client.do(call{Op: "abort", FD: fd})
+		return err == ""
+	})
+	refusedThenReached := func() string {
+		port++
+		local := fmt.Sprintf("127.0.0.1:%d", port)
+		fd, err := from(f.agent, local, "127.0.0.1:5432")
+		if err != "ECONNREFUSED" {
+			t.Fatalf("the agent at root's server: %q", err)
+		}
+		f.agent.must(call{Op: "close", FD: fd})
+		time.Sleep(1200 * time.Millisecond) // until the server's second SYN-ACK is reset, its half of the flow stands
+		fd, err = from(client, local, "127.0.0.1:5432")
+		client.must(call{Op: "abort", FD: fd})
+		return err
+	}
+	if err := refusedThenReached(); err != "" {
+		t.Errorf("root at its server after an agent was refused: %s", err)
+	}
+	f.weaken(inherits)
+	if refusedThenReached() == "" {
+		t.Error("without the rule root was not refused: the test proves nothing")
+	}
+}
+
 // A refusal is an ICMP error with the refused packet in it, sent to the packet's source. IPV6_FREEBIND lets anybody name any source: the
 // refusal itself would take the agent's data to a place of its choice.
 func TestHoleRefusalToChosenSource(t *testing.T) {
