@@ -49,16 +49,21 @@ func spoil(right Rule, wrong ...any) Rule {
 `
 }
 
-// TestSelfTest starts gates whose ruleset has one rule wrong: the agent must not run. The control is the same binary with the right rules.
+// TestSelfTest starts gates whose ruleset has one rule wrong: the agent must not run, and where it runs because the self-test is off, verify
+// must say what is wrong. The control is the same binary with the right rules.
 func TestSelfTest(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	binary := overlaid(t, "firewall/record.go", spoil, nil)
-	start := func(name string) (string, string) {
-		b, err := rig.Start(rig.Config{World: s.w, Binary: binary, Policy: policy, Files: boxFiles(), Args: []string{"run", "--", "/bin/echo", "ran"}, Env: []string{"SPOIL=" + name}})
+	start := func(rule string, args ...string) *rig.Box {
+		b, err := rig.Start(rig.Config{World: s.w, Binary: binary, Policy: policy, Files: boxFiles(), Args: args, Env: []string{"SPOIL=" + rule}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		return b
+	}
+	atStart := func(rule string) (string, string) {
+		b := start(rule, "run", "--", "/bin/echo", "ran")
 		defer b.Close()
 		code, err := b.Wait(patience)
 		if err != nil {
@@ -67,15 +72,36 @@ func TestSelfTest(t *testing.T) {
 		_, said, _ := strings.Cut(b.Stderr.String(), "exitgate: ")
 		return fmt.Sprintf("exit %d, %q", code, b.Stdout), said
 	}
-	if got, said := start("nothing"); got != `exit 0, "ran"` {
-		t.Fatalf("control: %s, %s", got, said)
+	live := func(rule string) (string, string) {
+		b := start(rule, "run", "--self-test=false", "--", "/bin/sh", "-c", "echo ran; sleep 60")
+		defer b.Close()
+		if _, err := b.Stdout.WaitText("ran", patience); err != nil {
+			t.Fatalf("%s: %v", rule, err)
+		}
+		out, err := b.Exitgate("verify")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("exit %d", out.Code), out.Stderr
 	}
-	for _, rule := range spoilt {
-		for name := range rule.wrong {
-			got, said := start(name)
-			judge(t, row{"self-test", name, "box", `exit 125, ""`, got, `the right rule: exit 0, "ran"`})
-			if !strings.HasPrefix(said, "the fence does not hold: ") {
-				t.Errorf("%s: it says %q", name, said)
+	for _, does := range []struct {
+		road      string
+		try       func(rule string) (seen, said string)
+		good, bad string
+	}{
+		{"at start", atStart, `exit 0, "ran"`, `exit 125, ""`},
+		{"verify", live, "exit 0", "exit 1"},
+	} {
+		if seen, said := does.try("nothing"); seen != does.good {
+			t.Fatalf("%s, control: %s, %s", does.road, seen, said)
+		}
+		for _, rule := range spoilt {
+			for name := range rule.wrong {
+				seen, said := does.try(name)
+				judge(t, row{"self-test", name, does.road, does.bad, seen, "the right rule: " + does.good})
+				if !strings.Contains(said, "the fence does not hold: ") {
+					t.Errorf("%s, %s: it says %q", does.road, name, said)
+				}
 			}
 		}
 	}

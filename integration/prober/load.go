@@ -65,6 +65,9 @@ func (w *worker) sample(begin, end time.Time) {
 // setUps is how many connections are made at a time: a burst of SYNs would measure the listener's backlog.
 const setUps = 32
 
+// setUpLimit ends a connection whose first answer does not come: all others wait for it before the measurement begins.
+const setUpLimit = time.Minute
+
 // gather runs f on several connections at once and collects their samples. When all are up it says so, in a result of its own. The first
 // failure is the result's.
 func gather(p Probe, more emit, f func(p Probe, w *worker) error) (r Result) {
@@ -79,14 +82,20 @@ func gather(p Probe, more emit, f func(p Probe, w *worker) error) (r Result) {
 		all.Go(func() {
 			slots <- struct{}{}
 			var mine Result
-			w := &worker{number: n, window: &times, up: sync.OnceFunc(func() { <-slots; up.Done() })}
-			defer w.up()
 			q := p
-			q.Timeout = time.Hour // the measurement ends by itself
+			q.Timeout = setUpLimit
 			rd, ok := open(q, &mine)
+			w := &worker{road: rd, number: n, window: &times}
+			w.up = sync.OnceFunc(func() {
+				if ok {
+					rd.SetDeadline(time.Now().Add(time.Hour)) // the measurement ends by itself
+				}
+				<-slots
+				up.Done()
+			})
+			defer w.up()
 			if ok {
 				defer rd.Close()
-				w.road = rd
 				if err := f(p, w); err != nil {
 					mine.fail("load", err)
 				}
