@@ -67,6 +67,7 @@ func faults() []fault {
 		}},
 		{name: "descriptors exhausted by the agent", lasts: 2 * second, begin: exhaustDescriptors},
 		{name: "fork bomb under a pids limit", lasts: 3 * second, begin: forkBomb},
+		{name: "every processor taken by the agent", lasts: 3 * second, unfelt: true, begin: takeProcessors},
 		{name: "memory pressure under a limit", lasts: 3 * second, begin: memoryPressure},
 		{name: "1,000 SIGHUPs, the policy changing", lasts: second, begin: hangups},
 		{name: "flapping upstream", lasts: second, long: 5 * second, begin: flapping},
@@ -147,8 +148,19 @@ func forkBomb(s *stage) func() {
 	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("bomb() { sleep 4 | bomb & }; bomb 2>/dev/null; i=0; while [ $i -lt 3000 ]; do sleep 4 & i=$((i+1)); done 2>/dev/null"), Timeout: 2 * time.Second})
 	return func() {
 		lift()
-		s.sh("for i in 1 2 3; do ps -eo pid=,uid=,comm= | while read p u c; do case $u.$c in 1000.sh|1000.sleep) kill -KILL $p 2>/dev/null;; esac; done; done; true")
+		s.killShells()
 	}
+}
+
+// takeProcessors runs fifty programs of the agent's that never rest.
+func takeProcessors(s *stage) func() {
+	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("i=0; while [ $i -lt 50 ]; do while :; do :; done & i=$((i+1)); done"), Timeout: time.Second})
+	return s.killShells
+}
+
+// killShells ends what the agent's shells left running.
+func (s *stage) killShells() {
+	s.sh("for i in 1 2 3; do ps -eo pid=,uid=,comm= | while read p u c; do case $u.$c in 1000.sh|1000.sleep) kill -KILL $p 2>/dev/null;; esac; done; done; true")
 }
 
 // tasks is how many threads the box has.
