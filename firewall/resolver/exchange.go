@@ -8,11 +8,16 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 )
 
 // udpBuffer is larger than what we ask for; a datagram that fills it may have been cut.
 const udpBuffer = 4096
+
+// resendAfter is when a datagram counts as lost. The same query goes out again, so that after an outage, or one packet lost, nobody waits for
+// the end of a leg.
+const resendAfter = 500 * time.Millisecond
 
 // exchange asks one server one question, each leg within a time: UDP with EDNS0, again without for a server
 // that cannot, TCP for what is too long.
@@ -40,6 +45,16 @@ func overUDP(ctx context.Context, server netip.AddrPort, q question, edns bool, 
 		return reply{}, err
 	}
 	defer conn.Close()
+	for ; ; timeout -= resendAfter {
+		r, err := attempt(ctx, conn, query, q, id, min(timeout, resendAfter))
+		if timeout <= resendAfter || !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+			return r, err
+		}
+	}
+}
+
+// attempt sends the query and reads until an answer to it comes.
+func attempt(ctx context.Context, conn *net.UDPConn, query []byte, q question, id uint16, timeout time.Duration) (reply, error) {
 	defer bound(ctx, conn, timeout)()
 	if _, err := conn.Write(query); err != nil {
 		return reply{}, err

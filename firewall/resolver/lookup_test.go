@@ -163,6 +163,25 @@ func TestNextServerAfterAFailure(t *testing.T) {
 	}
 }
 
+// TestLostQueryIsSentAgain: the same one, so that an answer to either will do.
+func TestLostQueryIsSentAgain(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	s := serve(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		if seen = append(seen, fmt.Sprint(q.Id, w.RemoteAddr())); len(seen) > 1 {
+			w.WriteMsg(answerOf(q, record))
+		}
+	})
+	isGood(t, newAsker().lookup(t.Context(), []netip.AddrPort{s.addr}, "www.test", false))
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) != 2 || seen[0] != seen[1] {
+		t.Errorf("queries: %q", seen)
+	}
+}
+
 // TestSilentServerIsAskedLast: it costs its timeout once, not with each lookup.
 func TestSilentServerIsAskedLast(t *testing.T) {
 	silent, good := serve(t, nil), serve(t, zone(record))
