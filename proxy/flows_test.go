@@ -145,6 +145,30 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestExpiryByTheClock: a clock that is set ahead, as after the machine's sleep, ends the grants that end meanwhile.
+func TestExpiryByTheClock(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	s := newScripted()
+	r := newRig(t, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	o := r.origin(s.serve)
+	r.configure(apiPolicy(o.port)+"    expires: "+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+"\n", apiSecrets())
+	c := r.dial()
+	c.send("GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", r.addr)
+	<-s.begin
+	if _, err := http.ReadResponse(c.br, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []time.Duration{50 * time.Minute, 2 * time.Hour} {
+		ahead.Store(int64(step))
+		_ = c.nc.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_, err := c.br.ReadByte()
+		if ended := errors.Is(err, syscall.ECONNRESET); ended != (step > time.Hour) {
+			t.Errorf("%v ahead: %v", step, err)
+		}
+	}
+}
+
 // TestConfigureIsAtomic swaps two policies, each with an upstream and a credential
 // of its own, under load: no request may see a mixture, and none may fail.
 func TestConfigureIsAtomic(t *testing.T) {

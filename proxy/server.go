@@ -24,9 +24,8 @@ type Server struct {
 	tls    tls.Config // of upstream connections; cloned per connection with a name
 	h2only sync.Map   // by authority: whether the upstream speaks HTTP/2 only; see dialHTTP1
 
-	confMu sync.Mutex  // serialises Configure; guards the two below
-	known  [][]byte    // every secret since start, the latest last
-	expiry *time.Timer // when the next grant ends
+	confMu sync.Mutex // serialises Configure; guards the one below
+	known  [][]byte   // every secret since start, the latest last
 
 	mu        sync.Mutex // guards the fields below
 	agents    map[string]*agentState
@@ -164,11 +163,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		_ = l.Close()
 	}
 	s.mu.Unlock()
-	s.confMu.Lock()
-	if s.expiry != nil {
-		s.expiry.Stop()
-	}
-	s.confMu.Unlock()
 	err := s.drain(ctx)
 	if n := s.snap.Load(); n != nil {
 		n.pool.retire()

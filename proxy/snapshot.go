@@ -21,6 +21,7 @@ type snapshot struct {
 	pool       *pool      // shared by generations of equal policy
 	agents     map[string]*policy.Agent
 	hosts      map[*policy.Route]string // the Host field of a route's requests
+	expiry     time.Time                // of the first grant that ends; zero: none does
 }
 
 // maxKnown bounds the secrets that are scrubbed, former ones included: the scrubber
@@ -44,7 +45,6 @@ func (s *Server) Configure(c Config) error {
 		old.pool.retire()
 	}
 	s.recheck(next)
-	s.expireAt(next)
 	return nil
 }
 
@@ -77,6 +77,7 @@ func (s *Server) build(c Config, old *snapshot) *snapshot {
 		}
 	}
 	n.fields = newFieldKinds(sent)
+	n.expiry, _ = c.Policy.NextExpiry(s.now())
 	s.scrubSet(n, c, old)
 	if old != nil && old.policy.Digest() == c.Policy.Digest() {
 		n.pool = old.pool
@@ -137,26 +138,4 @@ func (n *snapshot) limits(name string) policy.Limits {
 		return a.Limits
 	}
 	return policy.Limits{}
-}
-
-// expireAt arranges for flows to be judged again when the next grant ends.
-// Callers hold confMu.
-func (s *Server) expireAt(n *snapshot) {
-	if s.expiry != nil {
-		s.expiry.Stop()
-		s.expiry = nil
-	}
-	now := s.now()
-	at, ok := n.policy.NextExpiry(now)
-	if !ok || s.closed.Load() {
-		return
-	}
-	s.expiry = time.AfterFunc(max(0, at.Sub(now))+time.Millisecond, func() {
-		s.confMu.Lock()
-		defer s.confMu.Unlock()
-		if s.snap.Load() == n {
-			s.recheck(n)
-			s.expireAt(n)
-		}
-	})
 }

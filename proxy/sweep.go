@@ -8,8 +8,9 @@ import (
 )
 
 // sweepEvery is how often the open connections are looked at. One look finds
-// the agents that left, the ones that stall, and upstream connections that
-// nobody needs any more, without a timer or a second goroutine per connection.
+// the agents that left, the ones that stall, the grants that ended, and upstream
+// connections that nobody needs any more, without a timer or a second goroutine per
+// connection.
 const sweepEvery = 250 * time.Millisecond
 
 // sight is what the sweep saw of a connection last time.
@@ -33,7 +34,11 @@ func (s *Server) sweep() {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	var open []*conn
+	var grants expiry
 	for now := range tick.C {
+		if n := s.snap.Load(); n != nil && grants.passed(n, s.now()) {
+			s.rejudge(n)
+		}
 		clear(open)
 		open = s.conns.list(open[:0])
 		for _, c := range open {
@@ -51,6 +56,34 @@ func (s *Server) sweep() {
 		if !s.busy() || !s.sweeping.CompareAndSwap(false, true) {
 			return
 		}
+	}
+}
+
+// expiry is when the next grant of a generation ends. The clock decides, which may be
+// set, and not a timer, which stands still while the machine sleeps.
+type expiry struct {
+	of *snapshot
+	at time.Time // zero: none ends
+}
+
+// passed reports whether one has ended since the last look, or since n began.
+func (e *expiry) passed(n *snapshot, now time.Time) bool {
+	if e.of != n {
+		e.of, e.at = n, n.expiry
+	}
+	if e.at.IsZero() || now.Before(e.at) {
+		return false
+	}
+	e.at, _ = n.policy.NextExpiry(now)
+	return true
+}
+
+// rejudge cuts the flows that n does not grant any more, if n is still in force.
+func (s *Server) rejudge(n *snapshot) {
+	s.confMu.Lock()
+	defer s.confMu.Unlock()
+	if s.snap.Load() == n {
+		s.recheck(n)
 	}
 }
 
