@@ -128,8 +128,15 @@ func (s *stage) cgroup(controller, file, limit, hits string) (lift func()) {
 	}
 	move(dir)
 	return func() {
-		if text, err := os.ReadFile(filepath.Join(dir, hits)); err != nil || strings.Trim(string(text), "max 0\n") == "" {
-			s.t.Errorf("the limit of %s was never reached: %q, %v", controller, text, err)
+		for until := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+			text, err := os.ReadFile(filepath.Join(dir, hits))
+			if err == nil && strings.Trim(string(text), "max 0\n") != "" {
+				break
+			}
+			if err != nil || time.Now().After(until) {
+				s.t.Errorf("the limit of %s was never reached: %q, %v", controller, text, err)
+				break
+			}
 		}
 		move(filepath.Join("/sys/fs/cgroup", controller))
 		for until := time.Now().Add(patience); os.Remove(dir) != nil; time.Sleep(10 * time.Millisecond) {
@@ -148,19 +155,19 @@ func forkBomb(s *stage) func() {
 	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("bomb() { sleep 4 | bomb & }; bomb 2>/dev/null; i=0; while [ $i -lt 3000 ]; do sleep 4 & i=$((i+1)); done 2>/dev/null"), Timeout: 2 * time.Second})
 	return func() {
 		lift()
-		s.killShells()
+		s.killPrograms()
 	}
 }
 
 // takeProcessors runs fifty programs of the agent's that never rest.
 func takeProcessors(s *stage) func() {
 	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("i=0; while [ $i -lt 50 ]; do while :; do :; done & i=$((i+1)); done"), Timeout: time.Second})
-	return s.killShells
+	return s.killPrograms
 }
 
-// killShells ends what the agent's shells left running.
-func (s *stage) killShells() {
-	s.sh("for i in 1 2 3; do ps -eo pid=,uid=,comm= | while read p u c; do case $u.$c in 1000.sh|1000.sleep) kill -KILL $p 2>/dev/null;; esac; done; done; true")
+// killPrograms ends what the agent's shells run.
+func (s *stage) killPrograms() {
+	s.sh("for i in 1 2 3; do ps -eo pid=,uid=,comm= | while read p u c; do case $u.$c in 1000.sh|1000.sleep|1000.head|1000.tail) kill -KILL $p 2>/dev/null;; esac; done; done; true")
 }
 
 // tasks is how many threads the box has.
@@ -174,8 +181,11 @@ func (s *stage) tasks() (n int) {
 // memoryPressure has the agent take all that the box may have, again and again.
 func memoryPressure(s *stage) func() {
 	lift := s.cgroup("memory", "memory.limit_in_bytes", strconv.Itoa(400<<20), "memory.failcnt")
-	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("for i in 1 2 3 4 5 6 7 8; do head -c 1000m /dev/zero | tail | wc -c; done"), Timeout: 3 * time.Second})
-	return lift
+	s.Agent().Start(prober.Probe{Op: "shell", Data: []byte("while :; do head -c 1000m /dev/zero | tail | wc -c; done"), Timeout: patience})
+	return func() {
+		lift()
+		s.killPrograms()
+	}
 }
 
 func hangups(s *stage) func() {
