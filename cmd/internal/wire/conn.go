@@ -48,6 +48,7 @@ func FromFile(f *os.File) (*net.UnixConn, error) {
 type link struct {
 	conn  *net.UnixConn
 	limit uint32 // bytes of one incoming frame
+	takes bool   // descriptors come with frames; to the other end nobody may give any
 
 	in    []byte // read; from at on not yet framed
 	at    int
@@ -126,19 +127,25 @@ func (l *link) fill(n int) error {
 	}
 	l.in = l.in[:copy(l.in, l.in[l.at:])]
 	l.at = 0
-	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	var oob []byte
+	if l.takes {
+		oob = make([]byte, unix.CmsgSpace(4*maxFiles))
+	}
 	for len(l.in) < n {
 		buf := l.in[len(l.in):cap(l.in)]
 		if len(buf) < 4096 {
 			l.in = append(make([]byte, 0, max(2*cap(l.in), 16<<10)), l.in...)
 			continue
 		}
-		got, oobn, _, _, err := l.conn.ReadMsgUnix(buf, oob)
+		got, oobn, flags, _, err := l.conn.ReadMsgUnix(buf, oob)
 		if oobn > 0 {
 			l.keep(oob[:oobn])
 		}
 		if err != nil {
 			return err
+		}
+		if flags&unix.MSG_CTRUNC != 0 && !l.takes {
+			return errFiles // which the kernel has closed, since there was no room for them
 		}
 		if got == 0 {
 			return io.EOF
@@ -147,6 +154,8 @@ func (l *link) fill(n int) error {
 	}
 	return nil
 }
+
+var errFiles = errors.New("the proxy sent descriptors")
 
 // maxFiles is SCM_MAX_FD, the kernel's limit for one message.
 const maxFiles = 253

@@ -55,7 +55,7 @@ type Commands struct {
 // NewGuest frames messages on conn. Serve must run for anything to be answered.
 func NewGuest(conn *net.UnixConn) *Guest {
 	return &Guest{
-		link:    link{conn: conn, limit: maxFromHost},
+		link:    link{conn: conn, limit: maxFromHost, takes: true},
 		out:     make(chan queued, maxQueue),
 		urgent:  make(chan struct{}, 1),
 		waiting: make(map[uint64]question),

@@ -19,6 +19,7 @@ import (
 	"exitgate/proxy"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // desk is a Handler that answers from a table and remembers what is held.
@@ -325,6 +326,43 @@ func TestHostRefuses(t *testing.T) {
 				t.Error("PID 1 goes on listening")
 			}
 		})
+	}
+}
+
+// Descriptors come from PID 1 and never go there: a few messages with them would use up its own. The same frame without
+// any is obeyed, before.
+func TestHostTakesNoDescriptors(t *testing.T) {
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	_, g, ended := connect(t, newDesk(), Commands{})
+	frame := appendJSON(nil, &Message{Refresh: &Refresh{"a"}})
+	if _, _, err := g.link.conn.WriteMsgUnix(frame, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("a frame without descriptors: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	before, zero := files(), make([]int, 200)
+	if _, _, err := g.link.conn.WriteMsgUnix(frame, unix.UnixRights(zero...), nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "descriptors") {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("PID 1 goes on listening")
+	}
+	if after := files(); after > before {
+		t.Errorf("%d descriptors are open, %d were", after, before)
 	}
 }
 
