@@ -93,6 +93,9 @@ func (h *Host) handle(ctx context.Context, m *Message) error {
 	case m.Opened != nil:
 		h.handler.Opened(m.Opened.Agent, m.Opened.Conn)
 	case m.Event != nil:
+		if !m.Event.proxys() {
+			return errors.New("the proxy told of what only PID 1 can see")
+		}
 		h.handler.Event(m.Event.Event, m.Event.Conn)
 	case m.Applied != nil, m.Ping != nil:
 		h.answer(m)
@@ -100,6 +103,13 @@ func (h *Host) handle(ctx context.Context, m *Message) error {
 		return errors.New("the proxy sent a message that only PID 1 may send")
 	}
 	return nil
+}
+
+// proxys reports whether the event is a decision of the proxy's. Reloads, packets, the fence and the start are seen by PID 1
+// alone, whose lines about them nobody else may write.
+func (e *Event) proxys() bool {
+	kind, decision := e.Event.Event, e.Event.Decision
+	return (kind == "request" || kind == "connect" || kind == "limit") && (decision == "allow" || decision == "deny")
 }
 
 func (h *Host) resolve(ctx context.Context, id uint64, q *Resolve) {

@@ -210,7 +210,7 @@ func TestEventsKeepTheirOrder(t *testing.T) {
 	d := newDesk()
 	_, g, _ := connect(t, d, Commands{})
 	for i := range 1000 {
-		g.Audit(policy.Event{Event: "request", Status: i}, proxy.Conn{})
+		g.Audit(policy.Event{Event: "request", Decision: "allow", Status: i}, proxy.Conn{})
 	}
 	g.Flush()
 	eventually(t, "1,000 events", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.events) == 1000 })
@@ -304,6 +304,8 @@ func TestHostRefuses(t *testing.T) {
 		{"a policy of its own", frame(`{"configure":{"generation":7}}`), "only PID 1 may send"},
 		{"pins that it never had", appendMessage(nil, &Message{Done: &Done{"api.example.com", 443, []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}), "never had"},
 		{"an answer that is not its to give", appendMessage(nil, &Message{ID: 1, Pinned: &Pinned{}}), "only PID 1 may send"},
+		{"a reload that never was", appendMessage(nil, &Message{Event: &Event{Event: policy.Event{Event: "reload", Decision: "allow"}}}), "only PID 1 can see"},
+		{"a decision that is none", appendMessage(nil, &Message{Event: &Event{Event: policy.Event{Event: "request", Decision: "perhaps"}}}), "only PID 1 can see"},
 		{"two messages in one", frame(`{"refresh":{"credential":"a"},"drain":{}}`), "holds 2 messages"},
 		{"half an event", frame("\x01\x04connect"), "not what its tag says"},
 		{"an event with a text over the limit", frame("\x01\xff\xff\xff\x7f"), "not what its tag says"},
