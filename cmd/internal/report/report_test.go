@@ -2,6 +2,8 @@ package report
 
 import (
 	"fmt"
+	"io"
+	"math"
 	"regexp"
 	"strings"
 	"testing"
@@ -48,6 +50,27 @@ func TestEmptyReport(t *testing.T) {
 	var b strings.Builder
 	if err := r.Write(&b); err != nil || !strings.Contains(b.String(), "The audit is empty") {
 		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
+// TestAnyTime: a proxy that was taken over says when its decisions were made, and the report is kept in PID 1.
+func TestAnyTime(t *testing.T) {
+	now := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	far := []time.Time{now, time.Unix(0, math.MinInt64), time.Unix(0, math.MaxInt64), {}, time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}
+	for _, first := range far {
+		for _, second := range far {
+			var r Report
+			for _, at := range []time.Time{first, second, now} {
+				r.Add(policy.Event{Time: at, Event: "request", Decision: "deny"})
+			}
+			counted := 0
+			for _, b := range r.times.bins {
+				counted += b.deny
+			}
+			if err := r.Write(io.Discard); err != nil || counted != 3 {
+				t.Errorf("%v, %v: %d of 3 counted, %v", first, second, counted, err)
+			}
+		}
 	}
 }
 

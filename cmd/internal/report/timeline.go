@@ -25,16 +25,20 @@ type timeline struct {
 	bins  [bins]bin
 }
 
+// widest is where bars stop becoming wider: 120 of them are 168 years, and of the next width more than a time.Duration can
+// say. What is beyond that, as no honest clock has it, is counted in the last bar.
+const widest = 512 * 24 * time.Hour
+
 type bin struct{ allow, deny int }
 
 func (t *timeline) add(at time.Time, deny bool, n int) {
 	if t.width == 0 {
 		t.start, t.width, t.next = at.UTC().Truncate(widths[0]), widths[0], 1
 	}
-	for !at.Before(t.start.Add(bins * t.width)) {
+	for t.width < widest && !at.Before(t.start.Add(bins*t.width)) {
 		t.widen()
 	}
-	b := &t.bins[max(0, int(at.Sub(t.start)/t.width))] // lines of several processes may be out of order
+	b := &t.bins[min(max(0, int(at.Sub(t.start)/t.width)), bins-1)] // lines of several processes may be out of order
 	if deny {
 		b.deny += n
 	} else {
