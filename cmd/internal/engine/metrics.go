@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"strings"
+	"sync"
 	"time"
 
 	"exitgate/policy"
@@ -22,10 +24,38 @@ type metrics struct {
 	repairs   prometheus.Counter
 	reloadOK  prometheus.Gauge
 	reloadAt  prometheus.Gauge
+
+	mu   sync.Mutex // guards the following
+	told map[names]struct{}
+}
+
+// names are the labels that come from the proxy.
+type names struct{ agent, rule string }
+
+// A policy's agents and rules are few, but a proxy that was taken over may make up others for ever. What is beyond this is
+// counted together.
+const (
+	maxNames = 10000
+	others   = "others"
+)
+
+// labels are an event's names as far as they are kept. Prometheus' library panics at what is not UTF-8.
+func (m *metrics) labels(ev *policy.Event) names {
+	n := names{strings.ToValidUTF8(ev.Agent, "?"), strings.ToValidUTF8(ev.Rule, "?")}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.told[n]; !known {
+		if len(m.told) >= maxNames {
+			return names{others, others}
+		}
+		m.told[n] = struct{}{}
+	}
+	return n
 }
 
 func newMetrics(e *Engine) *metrics {
 	m := &metrics{
+		told:      make(map[names]struct{}),
 		Registry:  prometheus.NewRegistry(),
 		decisions: counters("exitgate_decisions_total", "Decisions, as in the audit.", "agent", "event", "decision", "rule"),
 		lookups:   counters("exitgate_lookups_total", "DNS lookups by result.", "result"),
@@ -60,12 +90,13 @@ func (m *metrics) reloaded(ok bool, at time.Time) {
 
 // event counts an audit line.
 func (m *metrics) event(ev policy.Event) {
-	m.decisions.WithLabelValues(ev.Agent, ev.Event, ev.Decision, ev.Rule).Add(float64(ev.Times()))
+	of := m.labels(&ev)
+	m.decisions.WithLabelValues(of.agent, ev.Event, ev.Decision, of.rule).Add(float64(ev.Times()))
 	if ev.BytesIn > 0 {
-		m.bytes.WithLabelValues(ev.Agent, "in").Add(float64(ev.BytesIn))
+		m.bytes.WithLabelValues(of.agent, "in").Add(float64(ev.BytesIn))
 	}
 	if ev.BytesOut > 0 {
-		m.bytes.WithLabelValues(ev.Agent, "out").Add(float64(ev.BytesOut))
+		m.bytes.WithLabelValues(of.agent, "out").Add(float64(ev.BytesOut))
 	}
 	if ev.Event == "request" && ev.Decision == "allow" {
 		m.upstream.Observe(ev.Duration.Seconds())
@@ -73,7 +104,7 @@ func (m *metrics) event(ev policy.Event) {
 	if t := ev.Tokens; t != nil {
 		for kind, n := range map[string]int64{"input": t.Input, "output": t.Output, "cache_read": t.CacheRead, "cache_creation": t.CacheCreation} {
 			if n > 0 {
-				m.tokens.WithLabelValues(ev.Agent, ev.Rule, kind).Add(float64(n))
+				m.tokens.WithLabelValues(of.agent, of.rule, kind).Add(float64(n))
 			}
 		}
 	}
