@@ -22,12 +22,14 @@ type Guest struct {
 	link   link
 	out    chan queued   // in the order in which they are written
 	urgent chan struct{} // a token: something in out does not wait for more
+	asking turns         // for questions
 	draft  *reading      // the last one; nil before it came
 
 	mu      sync.Mutex // guards the following
 	lastID  uint64
 	waiting map[uint64]question
-	gone    chan struct{} // closed when the connection to PID 1 has ended
+	shares  map[string]turns // of asking, by agent
+	gone    chan struct{}    // closed when the connection to PID 1 has ended
 }
 
 // queued is a message to write, or a mark: flushed is closed when all that was queued before it is written.
@@ -43,6 +45,33 @@ func (q queued) patient() bool { return q.message != nil && q.message.Resolve ==
 type question struct {
 	resolve Resolve
 	answer  chan *Pinned
+	share   turns
+}
+
+// turns are taken by sending and given back by receiving.
+type turns chan struct{}
+
+// share is how much of asking an agent has. One whose names take long to resolve, and who leaves before they are, waits for
+// itself.
+func (g *Guest) share(agent string) turns {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shares[agent] == nil {
+		g.shares[agent] = make(turns, maxShare)
+	}
+	return g.shares[agent]
+}
+
+// turn waits for one.
+func (g *Guest) turn(ctx context.Context, of turns) error {
+	select {
+	case of <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errLate
+	case <-g.gone:
+		return errGone
+	}
 }
 
 // Commands are what PID 1 may tell the proxy. Configure's files are the listening sockets of c.Listeners, now ours.
@@ -58,6 +87,8 @@ func NewGuest(conn *net.UnixConn) *Guest {
 		link:    link{conn: conn, limit: maxFromHost, takes: true},
 		out:     make(chan queued, maxQueue),
 		urgent:  make(chan struct{}, 1),
+		asking:  make(turns, maxResolving),
+		shares:  make(map[string]turns),
 		waiting: make(map[uint64]question),
 		gone:    make(chan struct{}),
 	}
@@ -123,13 +154,23 @@ func (g *Guest) pinned(id uint64, p *Pinned) {
 	delete(g.waiting, id)
 	g.mu.Unlock()
 	if ok {
+		<-g.asking
+		<-q.share
 		q.answer <- p
 	}
 }
 
-// Resolve asks PID 1 for addresses that may be dialled now.
+// Resolve asks PID 1 for addresses that may be dialled now, when it is this agent's turn. Whoever leaves before the answer keeps
+// the turn until it comes: PID 1 goes on looking.
 func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (proxy.Pinned, error) {
-	q := question{Resolve{Agent: agent, Host: host, Port: port}, make(chan *Pinned, 1)}
+	q := question{Resolve{Agent: agent, Host: host, Port: port}, make(chan *Pinned, 1), g.share(agent)}
+	if err := g.turn(ctx, q.share); err != nil {
+		return proxy.Pinned{}, err
+	}
+	if err := g.turn(ctx, g.asking); err != nil {
+		<-q.share
+		return proxy.Pinned{}, err
+	}
 	g.mu.Lock()
 	g.lastID++
 	id := g.lastID
@@ -142,11 +183,16 @@ func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (p
 		return g.accept(q.resolve, p)
 	case <-ctx.Done():
 		go g.giveBackLate(q)
-		return proxy.Pinned{}, &proxy.Failure{Kind: "timeout", Msg: "the name was not resolved in time"}
+		return proxy.Pinned{}, errLate
 	case <-g.gone:
-		return proxy.Pinned{}, &proxy.Failure{Kind: "internal", Msg: "the resolver is gone"}
+		return proxy.Pinned{}, errGone
 	}
 }
+
+var (
+	errLate = &proxy.Failure{Kind: "timeout", Msg: "the name was not resolved in time"}
+	errGone = &proxy.Failure{Kind: "internal", Msg: "the resolver is gone"}
+)
 
 func (g *Guest) accept(q Resolve, p *Pinned) (proxy.Pinned, error) {
 	if p.Error != "" {

@@ -14,8 +14,13 @@ import (
 	"exitgate/proxy"
 )
 
-// maxResolving is how many of the proxy's questions are answered at a time; more wait unread in the socket.
-const maxResolving = 256
+// maxResolving is how many of the proxy's questions are answered at a time, and maxShare how many of them may be one agent's.
+// The proxy asks no more: what is beyond that would wait unread in the socket, with the events and signs of life behind it,
+// while a name server takes its 8 s. A share is as many as an agent's connections are by default.
+const (
+	maxResolving = 2048
+	maxShare     = maxResolving / 4
+)
 
 // Handler is what PID 1 does with the proxy's messages. Its methods are called from several goroutines, except
 // Opened and Event, which are called in the order in which they were sent.

@@ -139,6 +139,43 @@ func TestResolveCancelled(t *testing.T) {
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
 }
 
+// Names that take long to resolve, however many ask for them and leave, hold up nobody else: neither the proxy's answer to a
+// ping nor another agent's name. Once they are resolved, the same agent is answered too.
+func TestSlowNamesHoldNobodyUp(t *testing.T) {
+	d := newDesk()
+	d.entered = make(chan struct{}, 2*maxResolving)
+	h, g, _ := connect(t, d, Commands{Stats: func() proxy.Stats { return proxy.Stats{} }})
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	var all sync.WaitGroup
+	for range maxResolving + maxShare {
+		all.Go(func() {
+			if _, err := g.Resolve(ctx, "one", "slow.example.com", 443); err == nil {
+				t.Error("a name was resolved that should not be")
+			}
+		})
+	}
+	all.Wait()
+	soon, stop := context.WithTimeout(context.Background(), 2*time.Second)
+	defer stop()
+	if _, err := h.Ping(soon); err != nil {
+		t.Errorf("a ping: %v", err)
+	}
+	if _, err := g.Resolve(soon, "another", "api.example.com", 443); err != nil {
+		t.Errorf("another agent's name: %v", err)
+	}
+	if n := len(d.entered); n != maxShare {
+		t.Errorf("one agent had %d names resolved at a time, want %d", n, maxShare)
+	}
+	close(d.gate)
+	later, end := context.WithTimeout(context.Background(), 5*time.Second)
+	defer end()
+	if _, err := g.Resolve(later, "one", "api.example.com", 443); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
+}
+
 // A dead proxy holds nothing, whatever it held and whatever was under way.
 func TestDeathGivesPinsBack(t *testing.T) {
 	d := newDesk()
