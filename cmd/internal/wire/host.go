@@ -45,8 +45,13 @@ type Host struct {
 	lastID  uint64
 	waiting map[uint64]chan *Message
 	pins    map[pin]int
+	held    int // sum of pins
 	err     error
 }
+
+// maxHeld is how many addresses the proxy may have, counted for each time that it asked: those of a thousand connections to names
+// with as many addresses as a name may have, 128. One that asks without end, in another spelling each time, gets no more.
+const maxHeld = 1 << 17
 
 // pin is one address given to the proxy and not yet given back.
 type pin struct {
@@ -127,19 +132,27 @@ func (h *Host) resolve(ctx context.Context, id uint64, q *Resolve) {
 			answer.Kind, answer.Error = f.Kind, f.Msg
 		}
 	}
-	if !h.hold(q, addrs) || h.link.write(&Message{ID: id, Pinned: answer}) != nil {
+	if !h.hold(q, addrs) {
+		h.handler.Done(q.Host, q.Port, addrs)
+		answer, addrs = &Pinned{Kind: "internal", Error: "too many addresses are in use"}, nil
+	}
+	if h.link.write(&Message{ID: id, Pinned: answer}) != nil {
 		h.drop(q.Host, q.Port, addrs)
 	}
 }
 
-// hold notes what the proxy has from now on; false when it is gone already.
+// hold notes what the proxy has from now on; false when it is gone already, or has too much.
 func (h *Host) hold(q *Resolve, addrs []netip.Addr) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.err != nil || h.held+len(addrs) > maxHeld {
+		return false
+	}
+	h.held += len(addrs)
 	for _, a := range addrs {
 		h.pins[pin{q.Host, q.Port, a}]++
 	}
-	return h.err == nil
+	return true
 }
 
 // drop gives back what is still held of addrs.
@@ -164,6 +177,9 @@ func (h *Host) release(p pin) bool {
 		h.pins[p] = n - 1
 	} else {
 		delete(h.pins, p)
+	}
+	if n > 0 {
+		h.held--
 	}
 	return n > 0
 }
@@ -202,7 +218,7 @@ func (h *Host) fail(err error) {
 		delete(h.waiting, id)
 	}
 	held := h.pins
-	h.pins = make(map[pin]int)
+	h.pins, h.held = make(map[pin]int), 0
 	h.mu.Unlock()
 	for p, n := range held {
 		for range n {

@@ -139,6 +139,39 @@ func TestResolveCancelled(t *testing.T) {
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
 }
 
+// A proxy that asks and never gives back gets so many addresses, which are its own still when it asks for more, and go back when
+// it ends.
+func TestHeldIsBounded(t *testing.T) {
+	d := newDesk()
+	h, g, ended := connect(t, d, Commands{})
+	q := &Resolve{Host: "api.example.com", Port: 443}
+	for range maxHeld/2 - 1 {
+		if !h.hold(q, d.names[q.Host]) {
+			t.Fatal("refused too early")
+		}
+	}
+	d.held[q.Host] = maxHeld - 2
+	last, err := g.Resolve(context.Background(), "", q.Host, 443)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f *proxy.Failure
+	if _, err := g.Resolve(context.Background(), "", q.Host, 443); !errors.As(err, &f) || f.Kind != "internal" {
+		t.Errorf("one too many: %v", err)
+	}
+	if n := d.holds(q.Host); n != maxHeld {
+		t.Errorf("%d are held, want %d", n, maxHeld)
+	}
+	last.Release()
+	eventually(t, "room for another", func() bool { return d.holds(q.Host) == maxHeld-2 })
+	if _, err := g.Resolve(context.Background(), "", q.Host, 443); err != nil {
+		t.Error(err)
+	}
+	g.link.conn.Close()
+	<-ended
+	eventually(t, "the pins go back", func() bool { return d.holds(q.Host) == 0 })
+}
+
 // Names that take long to resolve, however many ask for them and leave, hold up nobody else: neither the proxy's answer to a
 // ping nor another agent's name. Once they are resolved, the same agent is answered too.
 func TestSlowNamesHoldNobodyUp(t *testing.T) {
