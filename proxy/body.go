@@ -53,16 +53,21 @@ const (
 	chunkSpace = 512
 )
 
-// readBody reads from the agent what is about to leave, and counts it. What has a
-// length was counted against the limit as a whole.
+// readBody reads from the agent what is about to leave, and counts it, the trailer
+// with the body's end. What has a length was counted against the limit as a whole,
+// and has no trailer.
 func (x *exchange) readBody(p []byte) (int, error) {
 	n, err := x.req.Body.Read(p)
-	x.c.flow.event.BytesOut += int64(n)
-	x.c.agent.bytesOut.Add(uint64(n))
-	if x.length < 0 && n > 0 {
+	leaves := n
+	if err == io.EOF {
+		leaves += fieldsSize(x.trailer())
+	}
+	x.c.flow.event.BytesOut += int64(leaves)
+	x.c.agent.bytesOut.Add(uint64(leaves))
+	if x.length < 0 && leaves > 0 {
 		refused := x.tooLarge(x.c.flow.event.BytesOut)
 		if refused == nil {
-			refused = x.charge(int64(n))
+			refused = x.charge(int64(leaves))
 		}
 		if refused != nil {
 			return 0, &limitError{refused}
@@ -99,12 +104,14 @@ func noEOF(err error) error {
 	return err
 }
 
-// trailer is the request's trailer without what may not be one.
+// trailer is the request's trailer without what may not be one: here nobody can be
+// told any more that a field is refused, so those that override go too.
 func (x *exchange) trailer() http.Header {
-	if t := x.req.Trailer; len(t) > 0 {
-		x.c.flow.snap.fields.strip(t)
+	t := x.req.Trailer
+	for name := x.c.flow.snap.fields.strip(t); name != ""; name = x.c.flow.snap.fields.strip(t) {
+		delete(t, name)
 	}
-	return x.req.Trailer
+	return t
 }
 
 // frameChunk makes a chunk of the n bytes that begin at p[chunkHead], moved to the

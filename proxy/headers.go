@@ -220,6 +220,16 @@ func appendFields(b []byte, h http.Header) []byte {
 	return b
 }
 
+// fieldsSize is how much appendFields appends.
+func fieldsSize(h http.Header) (n int) {
+	for name, values := range h {
+		for _, v := range values {
+			n += len(name) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return n
+}
+
 // pragmaAdded undoes what http.ReadResponse does to a head with Pragma: no-cache
 // and no Cache-Control: it adds the latter. raw is the head as it came, empty where
 // it was not all at hand; then it cannot be told, and the field stays.

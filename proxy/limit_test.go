@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -213,6 +214,57 @@ func TestUploadLimit(t *testing.T) {
 	}
 	if resp, _ := post(r.dial(), 1000, false); resp.StatusCode != 200 {
 		t.Errorf("what fits: status %d", resp.StatusCode)
+	}
+}
+
+// TestTrailerIsUpload: what leaves behind a body counts as the body does, for the hour, for the size of one body and for the
+// audit. A field that overrides the method does not leave there either.
+func TestTrailerIsUpload(t *testing.T) {
+	for _, limit := range []string{"upload_bytes_per_hour", "body_bytes"} {
+		r := newRig(t)
+		got := make(chan string, 1)
+		port := r.rawOrigin(func(c net.Conn, br *bufio.Reader) {
+			for {
+				var b strings.Builder
+				for !strings.HasSuffix(b.String(), "\r\n\r\n") || !strings.Contains(b.String(), "\r\n0\r\n") {
+					line, err := br.ReadString('\n')
+					if err != nil {
+						return
+					}
+					b.WriteString(line)
+				}
+				got <- b.String()
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+		})
+		r.configure(limits(apiPolicy(port), limit+": 10000"), apiSecrets())
+		post := func(size int) int {
+			t.Helper()
+			c := r.dial()
+			defer c.nc.Close()
+			c.send("POST /v1/messages HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\nTrailer: A, X-Http-Method-Override\r\n\r\n0\r\nX-Http-Method-Override: DELETE\r\n", r.addr)
+			for ; size > 0; size -= 1000 {
+				c.send("A: %s\r\n", strings.Repeat("x", min(size, 1000)-len("A: \r\n")))
+			}
+			c.send("\r\n")
+			resp, _ := c.answer("POST")
+			return resp.StatusCode
+		}
+		if status := post(5000); status != 200 {
+			t.Fatalf("%s: what fits: status %d", limit, status)
+		}
+		if all := <-got; strings.Contains(all, "DELETE") || strings.Count(all, "x") < 4900 {
+			t.Errorf("%s: the upstream got %.300q", limit, all)
+		}
+		if e := r.event(); e.BytesOut != 5000 {
+			t.Errorf("%s: audit: %d bytes out, want 5000", limit, e.BytesOut)
+		}
+		if status := post(20000); status != 429 && status != 413 {
+			t.Errorf("%s: what does not fit: status %d", limit, status)
+		}
+		if len(got) > 0 {
+			t.Errorf("%s: what does not fit left", limit)
+		}
 	}
 }
 
