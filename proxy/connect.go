@@ -89,13 +89,12 @@ const tlsPort = 443
 
 // run carries bytes both ways until both sides have ended.
 func (t *tunnel) run() {
-	_ = t.c.nc.SetReadDeadline(time.Now().Add(t.c.srv.opt.Timeouts.Head))
 	serverFirst := t.up.port != tlsPort
 	down := make(chan struct{})
 	if serverFirst {
 		go t.download(down) // the server may be the one to begin: SSH, SMTP
 	}
-	first, why := t.greeting()
+	first, why, err := t.greeting()
 	if why != "" {
 		t.refuse(why)
 		if serverFirst {
@@ -103,29 +102,31 @@ func (t *tunnel) run() {
 		}
 		return
 	}
-	_ = t.c.nc.SetReadDeadline(time.Time{})
 	if !serverFirst {
 		go t.download(down)
 	}
-	t.upload(first)
+	t.upload(first, err)
 	<-down
 }
 
 // greeting reads the agent's first bytes and says what is wrong with them, if
-// anything is.
-func (t *tunnel) greeting() (first []byte, why string) {
+// anything is. Where the server may begin they have all the time there is: they are
+// looked at whenever they come.
+func (t *tunnel) greeting() (first []byte, why string, err error) {
 	br := t.c.br
 	if t.up.port != tlsPort {
 		b, err := br.Peek(1)
 		if err != nil || b[0] != recordHandshake {
-			return t.buffered(), ""
+			return t.buffered(), "", noEOF(err)
 		}
 	}
+	_ = t.c.nc.SetReadDeadline(time.Now().Add(t.c.srv.opt.Timeouts.Head))
 	raw, name, err := hello.ServerName(br)
 	if why := t.judge(name, err); why != "" {
-		return nil, why
+		return nil, why, nil
 	}
-	return append(raw, t.buffered()...), ""
+	_ = t.c.nc.SetReadDeadline(time.Time{})
+	return append(raw, t.buffered()...), "", nil
 }
 
 const recordHandshake = 22 // TLS record type, RFC 8446 5.1
@@ -176,9 +177,11 @@ func (t *tunnel) refuse(why string) {
 	}
 }
 
-// upload sends first and then what the agent sends.
-func (t *tunnel) upload(first []byte) {
-	err := t.charge(len(first))
+// upload sends first and then what the agent sends, unless err has come already.
+func (t *tunnel) upload(first []byte, err error) {
+	if err == nil {
+		err = t.charge(len(first))
+	}
 	if err == nil {
 		_, err = t.wire.Conn.Write(first)
 	}

@@ -129,9 +129,9 @@ func TestConnectRefused(t *testing.T) {
 }
 
 // secure is a rig whose upstream is at port 443 as far as policy and resolver know.
-func secure(t *testing.T, upstream func(net.Conn)) *rig {
+func secure(t *testing.T, upstream func(net.Conn), change ...func(*Options)) *rig {
 	var port int
-	r := newRig(t, func(o *Options) { o.Dial = redirect(&port) })
+	r := newRig(t, append(change, func(o *Options) { o.Dial = redirect(&port) })...)
 	port = r.rawTCP(upstream)
 	r.configure(oneAgent+"egress:\n  - {host: api.example.test, addresses: [127.0.0.0/8]}\n  - {host: 127.0.0.1, ports: [443, 8443]}\n", nil)
 	r.names.addrs["127.0.0.1"] = r.names.addrs["api.example.test"]
@@ -139,9 +139,11 @@ func secure(t *testing.T, upstream func(net.Conn)) *rig {
 }
 
 func TestConnectHello(t *testing.T) {
+	const patient = 300 * time.Millisecond
 	for _, tc := range []struct {
 		name, target, sni string
 		bytes             string // sent instead of a ClientHello
+		late              bool   // sent when the time for a ClientHello is over, which begins with its first byte
 		ok                bool
 		reason            string
 	}{
@@ -155,6 +157,9 @@ func TestConnectHello(t *testing.T) {
 		{name: "address without a name", target: "127.0.0.1:443", sni: "", ok: true},
 		{name: "address with a name", target: "127.0.0.1:443", sni: "evil.example.test", reason: "names another server"},
 		{name: "another port, tls to another name", target: "127.0.0.1:8443", sni: "evil.example.test", reason: "names another server"},
+		{name: "another port, tls to another name, late", target: "127.0.0.1:8443", sni: "evil.example.test", late: true, reason: "names another server"},
+		{name: "another port, tls, late", target: "127.0.0.1:8443", sni: "", late: true, ok: true},
+		{name: "another port, no tls, late", target: "127.0.0.1:8443", bytes: "SSH-2.0-x\r\n", late: true, ok: true},
 		{name: "another port, no tls", target: "127.0.0.1:8443", bytes: "SSH-2.0-x\r\n", ok: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -165,10 +170,17 @@ func TestConnectHello(t *testing.T) {
 				if _, err := c.Read(b[:]); err == nil {
 					got <- b[0]
 				}
+			}, func(o *Options) {
+				if tc.late {
+					o.Timeouts.Head = patient
+				}
 			})
 			c := r.dial()
 			if status := c.connect(tc.target); status != 200 {
 				t.Fatalf("status %d", status)
+			}
+			if tc.late {
+				time.Sleep(2 * patient)
 			}
 			if tc.bytes != "" {
 				c.send("%s", tc.bytes)
