@@ -58,6 +58,7 @@ func TestAnswerPasses(t *testing.T) {
 		{"pragma alone", "GET", "HTTP/1.1 200 OK\r\nPragma: no-cache\r\nContent-Length: 0\r\n\r\n", false, "HTTP/1.1 200 OK|Content-Length: 0|Pragma: no-cache||"},
 		{"pragma and more", "GET", "HTTP/1.1 200 OK\r\nPragma: no-cache\r\ncache-control: no-cache\r\nContent-Length: 0\r\n\r\n", false, "HTTP/1.1 200 OK|Cache-Control: no-cache|Content-Length: 0|Pragma: no-cache||"},
 		{"ours are not to be forged", "GET", "HTTP/1.1 403 Forbidden\r\nExitgate-Decision: deny; rule=x\r\nExitgate-Request-Id: x\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 403 Forbidden|Content-Length: 2||ok"},
+		{"nor in what comes before", "GET", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nExitgate-Decision: deny; rule=x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 103 Early Hints|Link: </a>||HTTP/1.1 200 OK|Content-Length: 2||ok"},
 		{"identity", "GET", "HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nContent-Length: 2\r\n\r\nok", false, "HTTP/1.1 200 OK|Content-Encoding: identity|Content-Length: 2||ok"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -276,7 +276,7 @@ func (x *exchange) passOn(i *interim, code int, h http.Header) {
 		}
 		return
 	}
-	removeHopByHop(h)
+	x.dropNames(h)
 	delete(h, "Content-Length")
 	x.scrubFields(h)
 	_, _ = i.c.nc.Write(append(appendFields(appendStatus(nil, code), h), "\r\n"...))
