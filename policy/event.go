@@ -135,7 +135,7 @@ func (w *eventWriter) text(k, v string) {
 			w.b = append(w.b, `\ufffd`...)
 		case r == '"' || r == '\\':
 			w.b = append(w.b, '\\', byte(r))
-		case unsafeOnTerminal(r):
+		case UnsafeOnTerminal(r):
 			w.b = fmt.Appendf(w.b, `\u%04x`, r)
 		default:
 			w.b = append(w.b, v[i:i+size]...)
@@ -148,9 +148,9 @@ func (w *eventWriter) text(k, v string) {
 	w.b = append(w.b, '"')
 }
 
-// unsafeOnTerminal says that a character starts a control sequence, breaks a
+// UnsafeOnTerminal says that a character starts a control sequence, breaks a
 // line or reorders text. All of them fit in four hex digits.
-func unsafeOnTerminal(r rune) bool {
+func UnsafeOnTerminal(r rune) bool {
 	switch {
 	case r < ' ', 0x7f <= r && r < 0xa0:
 		return true

@@ -106,7 +106,7 @@ func FuzzEvent(f *testing.F) {
 			t.Fatalf("%q", line)
 		}
 		for _, r := range string(line[:len(line)-1]) {
-			if unsafeOnTerminal(r) {
+			if UnsafeOnTerminal(r) {
 				t.Fatalf("%q has %U", line, r)
 			}
 		}

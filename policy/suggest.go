@@ -193,7 +193,7 @@ func (x *wish) who() string {
 // plainText keeps a comment one line whatever an agent put into a path or a program's name.
 func plainText(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r == 0xfeff || r == 0xfffd {
+		if UnsafeOnTerminal(r) || r == 0xfffd {
 			return '?'
 		}
 		return r

@@ -50,6 +50,10 @@ egress:
 	if d := p.Decide(Request{Road: RoadConnect, Host: "statsig.anthropic.com", Port: 443}); d.Allow {
 		t.Error("telemetry was allowed")
 	}
+	reordered := Suggest([]Denied{{Event{Event: "connect", Decision: "deny", Host: "pypi.org", Port: 443, Exe: "/tmp/\u202egnp\x1b[2J"}, 1}})
+	if want := "  - host: pypi.org # once, by /tmp/?gnp?[2J\n"; !strings.HasSuffix(reordered, want) {
+		t.Errorf("a program's name changes how the line is shown: %q", reordered)
+	}
 	if got := Suggest(nil); got != "" {
 		t.Errorf("nothing denied, and it suggests %q", got)
 	}

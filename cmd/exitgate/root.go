@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"exitgate/policy"
+
 	"github.com/spf13/cobra"
 )
 
@@ -183,7 +185,7 @@ func (env *environment) complain(err error) {
 // printable replaces what could change how a terminal shows a line: words of files and arguments are in there.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 && r != '\t' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 {
+		if policy.UnsafeOnTerminal(r) && r != '\t' {
 			return '\ufffd'
 		}
 		return r

@@ -89,4 +89,7 @@ func TestFilter(t *testing.T) {
 	if got := fmt.Sprint(auditLine{Time: "2026-01-02T03:04:05.000000Z", Event: "denied_lookup", Decision: "deny", Host: "h.example", Count: 13}); got != "03:04:05 deny  denied_lookup h.example (13 more times)" {
 		t.Errorf("%q", got)
 	}
+	if got := fmt.Sprint(auditLine{Event: "connect", Decision: "deny", Host: "h.example", Exe: "/tmp/\u202egnp\x1b[2J", PID: 7}); !strings.HasSuffix(got, "(/tmp/\ufffdgnp\ufffd[2J, pid 7)") {
+		t.Errorf("a program's name changes how the line is shown: %q", got)
+	}
 }
