@@ -91,6 +91,7 @@ var verdictCases = []struct {
 	{"the agent pings", by(1000).over(unix.IPPROTO_ICMP, "192.0.2.1:0"), "unreachable deny_agent agent_denied"},
 	{"the agent speaks SCTP", by(1000).over(unix.IPPROTO_SCTP, "192.0.2.10:443"), "unreachable deny_agent agent_denied"},
 	{"a published port answers", by(1000).tcp("198.51.100.1:50000").from("192.0.2.2:3000").answer(), "accept out_net"},
+	{"a published port answers from loopback", by(1000).tcp("[2001:db8:1::1]:50000").from("[::1]:3000").answer(), "reset deny_agent agent_denied"},
 	{"a published port calls", by(1000).tcp("198.51.100.1:443").from("192.0.2.2:3000").live(), "reset deny_agent agent_denied"},
 	{"a published port answers what is no flow", by(1000).tcp("198.51.100.1:443").from("192.0.2.2:3000").answer().in(ConnNew), "reset deny_agent agent_denied"},
 	{"another port answers", by(1000).tcp("198.51.100.1:50000").from("192.0.2.2:4000").answer(), "reset deny_agent agent_denied"},

@@ -27,6 +27,7 @@ const (
 	ctDirection
 	ctMark
 	ctOriginalDport
+	ip6Saddr
 	ipDaddr
 	ip6Daddr
 	ip6Hoplimit
@@ -73,6 +74,8 @@ var fields = [lastField]fieldInfo{
 		get: func(p *Packet) ([]byte, bool) { return native(p.Mark), p.tracked() }},
 	ctOriginalDport: {text: "ct original proto-dst", typ: nftables.TypeInetService, load: conntrack(expr.CtKeyPROTODST),
 		get: func(p *Packet) ([]byte, bool) { return big(p.originalPort()), p.tracked() }},
+	ip6Saddr: {text: "ip6 saddr", typ: nftables.TypeIP6Addr, family: unix.NFPROTO_IPV6, load: payload(expr.PayloadBaseNetworkHeader, 8, 16),
+		get: func(p *Packet) ([]byte, bool) { return p.Src.Addr().AsSlice(), p.Src.Addr().Is6() }},
 	ipDaddr: {text: "ip daddr", typ: nftables.TypeIPAddr, family: unix.NFPROTO_IPV4, load: payload(expr.PayloadBaseNetworkHeader, 16, 4),
 		get: func(p *Packet) ([]byte, bool) { return p.Dst.Addr().AsSlice(), p.Dst.Addr().Is4() }},
 	ip6Daddr: {text: "ip6 daddr", typ: nftables.TypeIP6Addr, family: unix.NFPROTO_IPV6, load: payload(expr.PayloadBaseNetworkHeader, 24, 16),

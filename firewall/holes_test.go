@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -393,6 +394,41 @@ func TestHoleRefusalToChosenSource(t *testing.T) {
 		f.tap.mu.Lock()
 		defer f.tap.mu.Unlock()
 		return to(f.tap.seen, otherIP6) > 0
+	})
+}
+
+// An agent may name any IPv6 source for a flow over loopback. The answers leave by an interface then, as those of a published port may, and
+// what the published port's socket sends first, with data in its SYN, is such an answer too.
+func TestHoleLoopbackFromChosenSource(t *testing.T) {
+	t.Parallel()
+	const freebind, noCookie = 78, 34 // IPV6_FREEBIND, TCP_FASTOPEN_NO_COOKIE
+	c := usual()
+	c.OwnLoopback, c.Published = []uint32{1000}, []uint16{3000}
+	f := newFence(t, c)
+	second := newProber(t, f.box, 1000)
+	local, far := "[::1]:3000", "["+otherIP6+"]:7000"
+	f.hole(f.without("out_net", "ip6 saddr ::1 goto deny_agent"), func() bool {
+		f.tap.reset()
+		full := f.agent.socket("tcp6", local)
+		f.agent.must(call{Op: "listen", FD: full, N: 0})
+		one, a := f.agent.dial("tcp6", local)
+		if a.Err != "" {
+			t.Fatalf("the agent's own server: %s", a.Err)
+		}
+		fd := second.socket("tcp6", "")
+		second.must(call{Op: "setsockopt", FD: fd, Level: unix.IPPROTO_IPV6, Option: freebind, N: 1})
+		second.must(call{Op: "bind", FD: fd, Addr: far})
+		begun := second.begin(call{Op: "connect", FD: fd, Addr: local}) // the server takes no more: no reset ends the flow
+		time.Sleep(10 * time.Millisecond)
+		f.agent.must(call{Op: "close", FD: full})
+		f.agent.must(call{Op: "close", FD: one})
+		out := f.agent.socket("tcp6", local)
+		f.agent.must(call{Op: "setsockopt", FD: out, Level: unix.SOL_TCP, Option: noCookie, N: 1})
+		f.agent.do(call{Op: "sendto", FD: out, Addr: far, Data: []byte("smuggled data"), Option: unix.MSG_FASTOPEN})
+		f.agent.do(call{Op: "close", FD: out})
+		begun()
+		second.must(call{Op: "close", FD: fd})
+		return slices.ContainsFunc(f.tap.arrived(), func(a arrival) bool { return strings.Contains(string(a.body), "smuggled data") })
 	})
 }
 

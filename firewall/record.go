@@ -89,6 +89,7 @@ func outputChain() Chain {
 
 func outNetChain() Chain {
 	return Chain{Name: "out_net", Rules: []Rule{
+		rule(address(ip6Saddr, "::1"), goTo("deny_agent")).note("RFC 4291 2.5.3. An agent can begin a flow over loopback from any address (IPV6_FREEBIND); what answers it leaves here, and a published port's answers may"),
 		rule(replyDirection, state("established"), in(setPublished, tcpSport), accept),
 		rule(uidNot(0), goTo("deny_agent")).note("any non-root socket, whatever the protocol. No socket, no skuid: such packets match neither == nor != and fall through"),
 		rule(uid(0), in(setEgress4, ipDaddr, metaL4proto, thDport), accept),
