@@ -332,7 +332,10 @@ func TestHoleInheritedMark(t *testing.T) {
 		fd := p.socket("tcp4", local)
 		return fd, p.do(call{Op: "connect", FD: fd, Addr: remote}).Err
 	}
-	inherits := f.without("out_lo", "meta skuid 0 ct mark set 0x00000000")
+	inherits := func(rs *Ruleset) { // root's second packet would be refused otherwise
+		f.dropRule(rs, "out_lo", "meta skuid 0 ct mark set 0x00000000")
+		f.dropRule(rs, "out_lo", unmarkedRoot)
+	}
 	f.hole(inherits, func() bool {
 		port++
 		local := fmt.Sprintf("127.0.0.1:%d", port)
@@ -366,6 +369,54 @@ func TestHoleInheritedMark(t *testing.T) {
 	if refusedThenReached() == "" {
 		t.Error("without the rule root was not refused: the test proves nothing")
 	}
+}
+
+// unmarkedRoot is the rule by which what root sends after its SYN finds the flow still root's.
+const unmarkedRoot = "meta skuid 0 tcp flags & (fin | syn | rst | ack) != (syn) ct mark != 0x00000000 goto deny_root"
+
+// A socket that is bound to a device and one that is not may have the same four addresses and ports: two connections, and one flow to
+// conntrack. An agent's SYN gives root's flow the agent's mark, and the agent opens at the same time as root does: its SYN may pass then.
+// Root's answer takes the mark away. The SYN is sent again, the mark is back, and the agent's acknowledgement of that SYN is all that
+// root's side waits for. Both SYNs come when the agent wants: TCP_USER_TIMEOUT shortens a retransmission's time.
+func TestHoleSharedFlow(t *testing.T) {
+	t.Parallel()
+	c := usual()
+	c.OwnLoopback = []uint32{1000}
+	const upstream, clients = "127.0.0.1:9000", "127.0.0.1:50000"
+	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
+	f := newFence(t, c)
+	f.box.Sysctl("net.ipv4.ip_local_port_range", "50000 50000") // an agent that had but sockets would take all of the range
+	f.hole(f.without("out_lo", unmarkedRoot), func() bool {
+		// A server that takes no more connections leaves SYNs without an answer.
+		server := f.agent.socket("tcp4", upstream)
+		f.agent.must(call{Op: "listen", FD: server, N: 0})
+		first := f.agent.socket("tcp4", "127.0.0.1:40000")
+		f.agent.must(call{Op: "connect", FD: first, Addr: upstream})
+
+		twin := f.agent.socket("tcp4", "")
+		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_SOCKET, Option: unix.SO_BINDTOIFINDEX, N: 1})
+		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_TCP, Option: unix.TCP_USER_TIMEOUT, N: 1180})
+		began := time.Now()
+		f.agent.must(call{Op: "start", FD: twin, Addr: upstream})
+		time.Sleep(700 * time.Millisecond)
+		fd := f.root.socket("tcp4", "")
+		connected := f.root.begin(call{Op: "connect", FD: fd, Addr: upstream})
+		time.Sleep(time.Until(began.Add(1070 * time.Millisecond))) // the twin's second SYN, after a second
+		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_TCP, Option: unix.TCP_USER_TIMEOUT, N: 0})
+		f.agent.must(call{Op: "abort", FD: server})
+		f.agent.must(call{Op: "abort", FD: first})
+		impostor := f.agent.socket("tcp4", upstream)
+		f.agent.must(call{Op: "setsockopt", FD: impostor, Level: unix.SOL_TCP, Option: unix.TCP_DEFER_ACCEPT, N: 5}) // does not acknowledge at once
+		f.agent.do(call{Op: "connect", FD: impostor, Addr: clients})
+		answered := connected().Err == ""
+		f.root.do(call{Op: "send", FD: fd, Data: []byte("sk-ant-api03-FAKE")})
+		got := f.agent.do(call{Op: "recv", FD: impostor, N: 100}).Data
+		for _, s := range []int{twin, impostor} {
+			f.agent.must(call{Op: "abort", FD: s})
+		}
+		f.root.must(call{Op: "abort", FD: fd})
+		return answered && len(got) > 0
+	})
 }
 
 // A refusal is an ICMP error with the refused packet in it, sent to the packet's source. IPV6_FREEBIND lets anybody name any source: the

@@ -26,7 +26,7 @@ import (
 
 // call is one socket call. Which fields count depends on Op.
 type call struct {
-	Op     string // socket, connect, bind, listen, accept, send, recv, sendto, close, abort, join, setsockopt, local, flood
+	Op     string // socket, connect, start, bind, listen, accept, send, recv, sendto, close, abort, join, setsockopt, local, flood
 	FD     int
 	Net    string // tcp4 tcp6 udp4 udp6 ping4 ping6 mptcp4 raw6
 	Addr   string // address and port
@@ -87,6 +87,8 @@ func (c call) do() (answer, error) {
 		return answer{FD: fd}, err
 	case "connect":
 		return answer{}, eintr(func() error { return unix.Connect(c.FD, c.sockaddr()) })
+	case "start": // to connect, and not wait
+		return answer{}, c.start()
 	case "bind":
 		return answer{}, unix.Bind(c.FD, c.sockaddr())
 	case "listen":
@@ -174,6 +176,16 @@ func (c call) try() error {
 		_, err = unix.Write(fd, []byte("x"))
 	}
 	return err
+}
+
+func (c call) start() error {
+	if err := unix.SetNonblock(c.FD, true); err != nil {
+		return err
+	}
+	if err := unix.Connect(c.FD, c.sockaddr()); err != unix.EINPROGRESS {
+		return err
+	}
+	return unix.SetNonblock(c.FD, false)
 }
 
 // serve accepts connections on an address, and closes them, for ever.

@@ -121,6 +121,7 @@ func outLoChain() Chain {
 		ownSyn(address(ipDaddr, "127.0.0.1")),
 		ownSyn(address(ip6Daddr, "::1")),
 		rule(uidNot(0), goTo("deny_agent")),
+		rule(uid(0), flags("fin | syn | rst | ack", "!=", "syn"), markIs(0).not(), goTo("deny_root")).note("an agent's socket that is bound to a device may share a flow of root's, and its SYNs mark it: nothing of root's but a SYN takes the mark away"),
 		rule(uid(0), setMark{mark(0)}).note("a flow that an agent had reset keeps its entry for 10 s: root's next one by the same ports would have the agent's mark, and the agent might answer it"),
 		rule(in(setEgress4, ipDaddr, metaL4proto, thDport), uid(0), accept),
 		rule(in(setEgress6, ip6Daddr, metaL4proto, thDport), uid(0), accept),
@@ -213,7 +214,9 @@ func uid(u uint32) match {
 	return match{field: metaSkuid, op: "==", value: constant{strconv.FormatUint(uint64(u), 10), native(u)}}
 }
 
-func uidNot(u uint32) match { m := uid(u); m.op = "!="; return m }
+func (m match) not() match { m.op = "!="; return m }
+
+func uidNot(u uint32) match { return uid(u).not() }
 
 // notProxy is any socket but those of the proxy, which has ProxyGID as its group.
 var notProxy = match{field: metaSkgid, op: "!=", value: constant{strconv.Itoa(ProxyGID), native(ProxyGID)}}
