@@ -20,6 +20,7 @@ type Packet struct {
 	OriginalPort uint16
 	TCPFlags     uint8
 	FastOpen     bool  // the TCP fast open option is present
+	Experiment   bool  // the TCP option for experiments is, by which fast open goes too (RFC 6994)
 	ICMPType     uint8 // of an ICMPv6 packet
 	HopLimit     uint8 // of an IPv6 packet
 }

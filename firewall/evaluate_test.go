@@ -53,6 +53,7 @@ func (p Packet) marked(m uint32) Packet   { p.Mark = m; return p }
 func (p Packet) answer() Packet           { p.Reply = true; return p.in(ConnEstablished).flags(TCPAck) }
 func (p Packet) synAck() Packet           { return p.answer().flags(TCPSyn | TCPAck) }
 func (p Packet) fastOpen() Packet         { p.FastOpen = true; return p }
+func (p Packet) experiment() Packet       { p.Experiment = true; return p }
 func (p Packet) original(n uint16) Packet { p.OriginalPort = n; return p }
 func (p Packet) icmp6(typ, hops uint8) Packet {
 	p = p.over(unix.IPPROTO_ICMPV6, "[ff02::1]:0")
@@ -166,6 +167,8 @@ var verdictCases = []struct {
 	{"the agent, to the last port", by(1000).tcp("[::1]:65535"), "accept out_lo mark 1000"},
 	{"the agent, with data in the SYN", by(1000).tcp("127.0.0.1:5000").fastOpen(), "reset deny_agent agent_denied"},
 	{"the agent, with data in a SYN where a flow of its own was", by(1000).tcp("127.0.0.1:5000").fastOpen().in(ConnEstablished).marked(1000), "reset deny_agent agent_denied mark 1000"},
+	{"the agent, with data in the SYN by the older option", by(1000).tcp("127.0.0.1:5000").experiment(), "reset deny_agent agent_denied"},
+	{"root, to an endpoint on loopback, by the older option", by(0).tcp("[::1]:9443").experiment(), "accept out_lo"},
 	{"the agent, by UDP to its own", by(1000).udp("127.0.0.1:5000"), "unreachable deny_agent agent_denied"},
 	{"the agent, no SYN and no flow", by(1000).tcp("127.0.0.1:5000").flags(TCPAck), "reset deny_agent agent_denied"},
 	{"the agent, no SYN and no flow, v6", by(1000).tcp("[::1]:5000").flags(TCPAck), "reset deny_agent agent_denied"},

@@ -37,6 +37,7 @@ const (
 	thDport
 	tcpFlags
 	tcpFastOpen
+	tcpExperiment
 	lastField
 )
 
@@ -96,6 +97,9 @@ var fields = [lastField]fieldInfo{
 	// The kernel itself breaks on other protocols, so nft asks for none first.
 	tcpFastOpen: {text: "tcp option fastopen", typ: nftables.TypeBoolean, load: tcpOption(34),
 		get: func(p *Packet) ([]byte, bool) { return []byte{boolByte(p.FastOpen)}, p.Proto == unix.IPPROTO_TCP }},
+	// Fast open had this kind before it had its own, and Linux still speaks it (tcp_fastopen.c: try_exp).
+	tcpExperiment: {text: "tcp option 254", typ: nftables.TypeBoolean, load: tcpOption(254),
+		get: func(p *Packet) ([]byte, bool) { return []byte{boolByte(p.Experiment)}, p.Proto == unix.IPPROTO_TCP }},
 }
 
 func meta(key expr.MetaKey) func(uint32) expr.Any {

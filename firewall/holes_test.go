@@ -98,29 +98,39 @@ func TestHoleSynCookies(t *testing.T) {
 
 // H3: with TCP Fast Open data in the SYN reaches a program before any SYN-ACK
 // could show whose listener it is. The cookie that it takes is given to an
-// address, whatever the port: the agent's own server hands it out.
+// address, whatever the port: the agent's own server hands it out. A client that
+// got none for the option turns to the older one: the agent's proxy gives none.
 func TestHoleFastOpen(t *testing.T) {
 	t.Parallel()
-	f, _, service := ownFence(t)
-	f.box.Sysctl("net.ipv4.tcp_fastopen", "3") // client and server
-	own := f.agent.listen("127.0.0.1:3000")
-	f.agent.must(call{Op: "setsockopt", FD: own, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
-	f.root.must(call{Op: "setsockopt", FD: service, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
-	send := func(addr string) {
-		fd := f.agent.socket("tcp4", "")
-		defer f.agent.do(call{Op: "close", FD: fd})
-		f.agent.do(call{Op: "sendto", FD: fd, Addr: addr, Data: []byte("smuggled"), Option: unix.MSG_FASTOPEN})
+	for _, v := range []struct{ option, none string }{{"fastopen", ""}, {"254", listenerAddr4}} {
+		t.Run(v.option, func(t *testing.T) {
+			t.Parallel()
+			f, _, service := ownFence(t)
+			f.box.Sysctl("net.ipv4.tcp_fastopen", "3") // client and server
+			own := f.agent.listen("127.0.0.1:3000")
+			f.agent.must(call{Op: "setsockopt", FD: own, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
+			f.root.must(call{Op: "setsockopt", FD: service, Level: unix.SOL_TCP, Option: unix.TCP_FASTOPEN, N: 16})
+			send := func(addr string) {
+				fd := f.agent.socket("tcp4", "")
+				defer f.agent.do(call{Op: "close", FD: fd})
+				f.agent.do(call{Op: "sendto", FD: fd, Addr: addr, Data: []byte("smuggled"), Option: unix.MSG_FASTOPEN})
+			}
+			if v.none != "" {
+				f.root.listen(v.none)
+				send(v.none)
+			}
+			f.hole(f.without("out_lo", "meta skuid != 0 tcp option "+v.option+" exists goto deny_agent"), func() bool {
+				send("127.0.0.1:3000")
+				send("127.0.0.1:5432")
+				a := f.root.do(call{Op: "accept", FD: service})
+				if a.Err != "" {
+					return false
+				}
+				defer f.root.do(call{Op: "close", FD: a.FD})
+				return string(f.root.do(call{Op: "recv", FD: a.FD, N: 100}).Data) == "smuggled"
+			})
+		})
 	}
-	f.hole(f.without("out_lo", "meta skuid != 0 tcp option fastopen exists goto deny_agent"), func() bool {
-		send("127.0.0.1:3000")
-		send("127.0.0.1:5432")
-		a := f.root.do(call{Op: "accept", FD: service})
-		if a.Err != "" {
-			return false
-		}
-		defer f.root.do(call{Op: "close", FD: a.FD})
-		return string(f.root.do(call{Op: "recv", FD: a.FD, N: 100}).Data) == "smuggled"
-	})
 }
 
 // H4: joining an IPv6 group makes the kernel send its address, of which twelve

@@ -115,7 +115,8 @@ func outLoChain() Chain {
 		rule(replyDirection, goTo("lo_reply")),
 		rule(in(setListeners4, metaSkuid, ipDaddr, tcpDport), setMark{mark(0)}, accept),
 		rule(in(setListeners6, metaSkuid, ip6Daddr, tcpDport), setMark{mark(0)}, accept),
-		rule(uidNot(0), match{field: tcpFastOpen, op: "==", value: constant{"exists", []byte{1}}}, goTo("deny_agent")).note("data in a SYN would reach a listener before its SYN-ACK shows whose it is"),
+		rule(uidNot(0), exists(tcpFastOpen), goTo("deny_agent")).note("data in a SYN would reach a listener before its SYN-ACK shows whose it is"),
+		rule(uidNot(0), exists(tcpExperiment), goTo("deny_agent")).note("fast open too, where the other kind once had no answer"),
 		rule(state("established"), in(setOwnLoopback, metaSkuid, ctMark), accept),
 		rule(uidNot(0), in(setListenerPorts, tcpDport), goTo("deny_agent")),
 		ownSyn(address(ipDaddr, "127.0.0.1")),
@@ -220,6 +221,10 @@ func uidNot(u uint32) match { return uid(u).not() }
 
 // notProxy is any socket but those of the proxy, which has ProxyGID as its group.
 var notProxy = match{field: metaSkgid, op: "!=", value: constant{strconv.Itoa(ProxyGID), native(ProxyGID)}}
+
+func exists(option Field) match {
+	return match{field: option, op: "==", value: constant{"exists", []byte{1}}}
+}
 
 func mark(v uint32) constant { return constant{ctMark.format(native(v)), native(v)} }
 

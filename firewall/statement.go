@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +30,8 @@ func (m match) String() string {
 	switch {
 	case m.field == ctState:
 		return "ct state " + m.mask.text
-	case m.field == tcpFastOpen:
-		return "tcp option fastopen exists"
+	case fields[m.field].typ.Name == nftables.TypeBoolean.Name:
+		return m.field.String() + " exists"
 	case m.mask.text != "":
 		return fmt.Sprintf("%s & (%s) %s (%s)", m.field, m.mask.text, m.op, m.value.text)
 	case m.op == "==":
