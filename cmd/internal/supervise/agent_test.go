@@ -182,6 +182,68 @@ func TestStreamsKept(t *testing.T) {
 	}
 }
 
+// A stream that the agent could take elsewhere is not given to it.
+func TestStreamsRefused(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	tcp, err := client.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	pair := func(kind int) *os.File {
+		fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fds[1]) })
+		f := os.NewFile(uintptr(fds[0]), "pair")
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	dir, err := os.Open(openDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, tc := range []struct {
+		name    string
+		file    *os.File
+		refused bool
+	}{
+		{"a TCP connection", tcp, true},
+		{"a unix datagram socket", pair(unix.SOCK_DGRAM), true},
+		{"a directory", dir, true},
+		{"a unix connection", pair(unix.SOCK_STREAM), false},
+	} {
+		for _, stream := range []string{"input", "output"} {
+			t.Run(tc.name+", "+stream, func(t *testing.T) {
+				cmd := gateCommand(t, gateConfig{Command: shell("echo ran >&2")}, true)
+				if stream == "input" {
+					cmd.Stdin = tc.file
+				} else {
+					cmd.Stdout = tc.file
+				}
+				said := &transcript{t: t}
+				cmd.Stderr = said
+				_ = cmd.Run()
+				code, ran := cmd.ProcessState.ExitCode(), strings.Contains(said.String(), "ran\n")
+				if ran == tc.refused || tc.refused && (code != 125 || !strings.Contains(said.String(), "standard "+stream+" is a ")) {
+					t.Errorf("exit code %d:\n%s", code, said)
+				}
+			})
+		}
+	}
+}
+
 // dialProgram connects, and prints the errno.
 func dialProgram(args []string) int {
 	for _, addr := range args {

@@ -20,6 +20,9 @@ func Become(c Command) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	if err := checkStreams(); err != nil {
+		return err
+	}
 	ShareStreams(c.UID)
 	if err := harden(c); err != nil {
 		return fmt.Errorf("harden the agent: %w", err)

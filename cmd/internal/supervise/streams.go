@@ -1,6 +1,34 @@
 package supervise
 
-import "golang.org/x/sys/unix"
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// checkStreams refuses standard streams that are a way out. Whoever holds a socket of the network, as inetd and systemd
+// (StandardInput=socket) hand it on, can connect it anew: from the network namespace in which it was made, and to the fence's rules as the uid
+// that made it. So with a unix datagram socket and abstract names. A directory opens what lies beside and above it where it was opened.
+// Unix stream sockets cannot be connected anew; many programs give them in place of pipes.
+func checkStreams() error {
+	for fd, name := range []string{"input", "output", "error"} {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil {
+			continue
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			return fmt.Errorf("standard %s is a directory, from which an agent could go on to others; give it a file or a pipe", name)
+		case unix.S_IFSOCK:
+			domain, derr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+			kind, kerr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+			if derr != nil || kerr != nil || domain != unix.AF_UNIX || kind == unix.SOCK_DGRAM {
+				return fmt.Errorf("standard %s is a socket that an agent could connect to another place; put a pipe between", name)
+			}
+		}
+	}
+	return nil
+}
 
 // ShareStreams lets uid open /dev/stdin, /dev/stdout and /dev/stderr, which are links to what descriptors 0 to 2 are.
 // A container engine makes these for root. What was not made for this process alone stays as it is: files, named pipes,
