@@ -156,6 +156,8 @@ var verdictCases = []struct {
 	{"the agent, to the proxy's port elsewhere", by(1000).tcp("127.0.0.2:8080"), "reset deny_agent agent_denied"},
 	{"the agent, to its proxy by UDP", by(1000).udp("127.0.0.1:8080"), "unreachable deny_agent agent_denied"},
 	{"root, to the agent's proxy", by(0).tcp("127.0.0.1:8080"), "reset deny_root root_denied"},
+	{"the agent, to an upstream of root's", by(1000).tcp("127.0.0.1:9443"), "reset deny_agent agent_denied"},
+	{"the agent, to an upstream of root's, v6", by(1000).tcp("[::1]:9443"), "reset deny_agent agent_denied"},
 	{"the agent, to its own server", by(1000).tcp("127.0.0.1:5000"), "accept out_lo mark 1000"},
 	{"the agent, to its own server, v6", by(1000).tcp("[::1]:5000"), "accept out_lo mark 1000"},
 	{"the agent, to its own server elsewhere", by(1000).tcp("127.0.0.2:5000"), "reset deny_agent agent_denied"},

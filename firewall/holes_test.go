@@ -331,7 +331,7 @@ func TestHoleInheritedMark(t *testing.T) {
 	t.Parallel()
 	c := usual()
 	c.OwnLoopback = []uint32{1000}
-	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
+	c.Resolvers = append(c.Resolvers, dnsEndpoints(netip.MustParseAddrPort("127.0.0.1:9000"))...)
 	c.RootLoopback = []uint16{5432}
 	f := newFence(t, c)
 	tcp := f.agent.listen("127.0.0.1:9000")
@@ -392,34 +392,34 @@ func TestHoleSharedFlow(t *testing.T) {
 	t.Parallel()
 	c := usual()
 	c.OwnLoopback = []uint32{1000}
-	const upstream, clients = "127.0.0.1:9000", "127.0.0.1:50000"
-	c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr("127.0.0.1"), 9000})
+	const resolver, clients = "127.0.0.1:9000", "127.0.0.1:50000"
+	c.Resolvers = append(c.Resolvers, dnsEndpoints(netip.MustParseAddrPort("127.0.0.1:9000"))...)
 	f := newFence(t, c)
 	f.box.Sysctl("net.ipv4.ip_local_port_range", "50000 50000") // an agent that had but sockets would take all of the range
 	f.hole(f.without("out_lo", unmarkedRoot), func() bool {
 		// A server that takes no more connections leaves SYNs without an answer.
-		server := f.agent.socket("tcp4", upstream)
+		server := f.agent.socket("tcp4", resolver)
 		f.agent.must(call{Op: "listen", FD: server, N: 0})
 		first := f.agent.socket("tcp4", "127.0.0.1:40000")
-		f.agent.must(call{Op: "connect", FD: first, Addr: upstream})
+		f.agent.must(call{Op: "connect", FD: first, Addr: resolver})
 
 		twin := f.agent.socket("tcp4", "")
 		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_SOCKET, Option: unix.SO_BINDTOIFINDEX, N: 1})
 		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_TCP, Option: unix.TCP_USER_TIMEOUT, N: 1180})
 		began := time.Now()
-		f.agent.must(call{Op: "start", FD: twin, Addr: upstream})
+		f.agent.must(call{Op: "start", FD: twin, Addr: resolver})
 		time.Sleep(700 * time.Millisecond)
 		fd := f.root.socket("tcp4", "")
-		connected := f.root.begin(call{Op: "connect", FD: fd, Addr: upstream})
+		connected := f.root.begin(call{Op: "connect", FD: fd, Addr: resolver})
 		time.Sleep(time.Until(began.Add(1070 * time.Millisecond))) // the twin's second SYN, after a second
 		f.agent.must(call{Op: "setsockopt", FD: twin, Level: unix.SOL_TCP, Option: unix.TCP_USER_TIMEOUT, N: 0})
 		f.agent.must(call{Op: "abort", FD: server})
 		f.agent.must(call{Op: "abort", FD: first})
-		impostor := f.agent.socket("tcp4", upstream)
+		impostor := f.agent.socket("tcp4", resolver)
 		f.agent.must(call{Op: "setsockopt", FD: impostor, Level: unix.SOL_TCP, Option: unix.TCP_DEFER_ACCEPT, N: 5}) // does not acknowledge at once
 		f.agent.do(call{Op: "connect", FD: impostor, Addr: clients})
 		answered := connected().Err == ""
-		f.root.do(call{Op: "send", FD: fd, Data: []byte("sk-ant-api03-FAKE")})
+		f.root.do(call{Op: "send", FD: fd, Data: []byte("question")})
 		got := f.agent.do(call{Op: "recv", FD: impostor, N: 100}).Data
 		for _, s := range []int{twin, impostor} {
 			f.agent.must(call{Op: "abort", FD: s})
@@ -427,6 +427,43 @@ func TestHoleSharedFlow(t *testing.T) {
 		f.root.must(call{Op: "abort", FD: fd})
 		return answered && len(got) > 0
 	})
+}
+
+// An agent's SYN to a server that is not its own gets no further than that server's queue. It must not get there where root's connections
+// are served: an answer by SYN cookie, from a full queue, shows no owner and is refused to root too.
+func TestHoleFullQueue(t *testing.T) {
+	t.Parallel()
+	c := usual()
+	c.OwnLoopback = []uint32{1000}
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		c.Egress = append(c.Egress, Endpoint{unix.IPPROTO_TCP, netip.MustParseAddr(addr), 9000})
+	}
+	f := newFence(t, c)
+	for network, addr := range map[string]string{"tcp4": "127.0.0.1:9000", "tcp6": "[::1]:9000"} {
+		t.Run(network, func(t *testing.T) {
+			f := *f
+			f.t = t
+			server := f.root.socket(network, addr)
+			f.root.must(call{Op: "listen", FD: server, N: 8})
+			f.hole(func(rs *Ruleset) {
+				f.dropRule(rs, "out_lo", "meta skuid != 0 ip daddr . meta l4proto . th dport @egress4 goto deny_agent")
+				f.dropRule(rs, "out_lo", "meta skuid != 0 ip6 daddr . meta l4proto . th dport @egress6 goto deny_agent")
+			}, func() bool {
+				time.Sleep(1500 * time.Millisecond) // what a run before left in the queue goes with its second SYN-ACK
+				for range 30 {
+					if a := f.agent.try(network, addr); a.Err != "ECONNREFUSED" {
+						t.Fatalf("the agent at root's server: %q", a.Err)
+					}
+				}
+				fd, a := f.root.dial(network, addr)
+				f.root.must(call{Op: "abort", FD: fd})
+				if a.Err == "" {
+					f.root.must(call{Op: "close", FD: f.root.must(call{Op: "accept", FD: server}).FD})
+				}
+				return a.Err != ""
+			})
+		})
+	}
 }
 
 // A refusal is an ICMP error with the refused packet in it, sent to the packet's source. IPV6_FREEBIND lets anybody name any source: the

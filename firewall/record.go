@@ -119,6 +119,8 @@ func outLoChain() Chain {
 		rule(uidNot(0), exists(tcpExperiment), goTo("deny_agent")).note("fast open too, where the other kind once had no answer"),
 		rule(state("established"), in(setOwnLoopback, metaSkuid, ctMark), accept),
 		rule(uidNot(0), in(setListenerPorts, tcpDport), goTo("deny_agent")),
+		rule(uidNot(0), in(setEgress4, ipDaddr, metaL4proto, thDport), goTo("deny_agent")).note("a SYN that goes nowhere still fills the queue of an upstream on loopback, until that answers root by SYN cookies, which show no owner"),
+		rule(uidNot(0), in(setEgress6, ip6Daddr, metaL4proto, thDport), goTo("deny_agent")),
 		ownSyn(address(ipDaddr, "127.0.0.1")),
 		ownSyn(address(ip6Daddr, "::1")),
 		rule(uidNot(0), goTo("deny_agent")),
