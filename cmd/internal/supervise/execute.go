@@ -38,16 +38,18 @@ func execute(argv, env []string) error {
 	if name == "" {
 		return fmt.Errorf("%w: its name is empty", ErrNotFound)
 	}
-	found := fmt.Errorf("%w: %q is not in the agent's PATH (%s); install it, or write its whole path", ErrNotFound, name, searchPath(env))
-	if strings.Contains(name, "/") {
-		found = fmt.Errorf("%w: %q", ErrNotFound, name)
-	}
+	whole := strings.Contains(name, "/")
+	var found error // what stands there and cannot be executed
+	var shut []string
 	for _, path := range candidates(name, env) {
 		err := syscall.Exec(path, argv, env) // not a raw execve: it gives back the limit on descriptors that Go raised
 		switch {
 		case errors.Is(err, unix.ENOENT) && unix.Access(path, unix.F_OK) == nil:
 			found = fmt.Errorf("%w: the interpreter or loader that %s names is missing", ErrNotFound, path)
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		case errors.Is(err, unix.EACCES) && !whole && unix.Access(path, unix.F_OK) != nil:
+			// Root's PATH has directories of root's home. What the agent cannot see there is not there for it, as in a shell.
+			shut = append(shut, filepath.Dir(path))
 		case errors.Is(err, unix.EACCES): // a later directory may have one that can
 			found = fmt.Errorf("%w: %s: permission denied; the agent needs execute permission on it", ErrNotExecutable, path)
 		case errors.Is(err, unix.ENOEXEC):
@@ -56,7 +58,22 @@ func execute(argv, env []string) error {
 			return fmt.Errorf("%w: %s: %w", ErrNotExecutable, path, err)
 		}
 	}
-	return found
+	switch {
+	case found != nil:
+		return found
+	case whole:
+		return fmt.Errorf("%w: %q", ErrNotFound, name)
+	}
+	return notInPath(name, searchPath(env), shut)
+}
+
+// notInPath says where the command was looked for, and where the agent may not look.
+func notInPath(name, path string, shut []string) error {
+	unseen := ""
+	if len(shut) > 0 {
+		unseen = fmt.Sprintf(", where it may not look into %s", strings.Join(shut, " and "))
+	}
+	return fmt.Errorf("%w: %q is not in the agent's PATH (%s)%s; install it, or write its whole path", ErrNotFound, name, path, unseen)
 }
 
 func candidates(name string, env []string) []string {

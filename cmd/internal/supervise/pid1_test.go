@@ -21,7 +21,14 @@ func TestExitCodes(t *testing.T) {
 	if err := os.Mkdir(dir+"/sub", 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(dir+"/shut", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	script(t, dir+"/shut", "hidden", "#!/bin/sh\n", 0o755)
 	cmd := func(argv ...string) Command { return Command{Argv: argv, Env: agentEnv(), Identity: agentID} }
+	pastShut := func(argv ...string) Command {
+		return Command{Argv: argv, Env: []string{"PATH=" + dir + "/shut:/bin:/usr/bin"}, Identity: agentID}
+	}
 	inPath := func(argv ...string) Command {
 		return Command{Argv: argv, Env: []string{"PATH=/no/where:" + dir}, Identity: agentID}
 	}
@@ -46,6 +53,10 @@ func TestExitCodes(t *testing.T) {
 		{"no interpreter", cmd(dir + "/lost"), 127, "interpreter or loader"},
 		{"not executable", cmd(dir + "/plain"), 126, "permission denied"},
 		{"not executable in PATH", inPath("plain"), 126, "permission denied"},
+		{"not in PATH, part of which is shut", pastShut("no-such-command"), 127, "where it may not look into " + dir + "/shut; install it"},
+		{"in a part of PATH that is shut", pastShut("hidden"), 127, "where it may not look into " + dir + "/shut; install it"},
+		{"behind a part of PATH that is shut", pastShut("true"), 0, ""},
+		{"in a directory that is shut", cmd(dir + "/shut/hidden"), 126, "permission denied"},
 		{"a directory", cmd(dir + "/sub"), 126, "permission denied"},
 		{"no program", cmd(dir + "/garbage"), 126, "neither a program for this machine nor a script"},
 		{"a file as directory", cmd(dir + "/plain/x"), 127, "not found"},
