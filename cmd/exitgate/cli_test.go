@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -294,6 +295,36 @@ func TestDescribeBuild(t *testing.T) {
 	} {
 		if got := describe(c.info); got.Version != c.version || got.Commit != c.commit {
 			t.Errorf("%+v", got)
+		}
+	}
+	version, commit = "v1.2.3", "fedcba987654"
+	defer func() { version, commit = "", "" }()
+	for info, want := range map[*debug.BuildInfo]string{
+		info("(devel)"): "fedcba987654",
+		info("v0.1.0", "vcs.revision", "0123", "vcs.modified", "true"): "0123+modified",
+	} {
+		if got := describe(info); got.Version != "v1.2.3" || got.Commit != want {
+			t.Errorf("told by the linker: %+v, want commit %s", got, want)
+		}
+	}
+}
+
+// TestLinkerVariables: what the builds set is there. The linker says nothing of a name that it does not know.
+func TestLinkerVariables(t *testing.T) {
+	known := map[string]*string{"main.version": &version, "main.commit": &commit}
+	for _, file := range []string{"Makefile", "Dockerfile"} {
+		text, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(`-X (\S+?)=`).FindAllSubmatch(text, -1)
+		if len(found) == 0 {
+			t.Errorf("%s sets none", file)
+		}
+		for _, m := range found {
+			if known[string(m[1])] == nil {
+				t.Errorf("%s sets %s, which is no variable", file, m[1])
+			}
 		}
 	}
 }

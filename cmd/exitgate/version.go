@@ -8,14 +8,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by `-ldflags "-X main.version=..."`; without it the build's own information is used.
-var version string
+// These are set by `-ldflags "-X main.commit=..."`; what is not comes from the build's own information. That has no commit where
+// the build sees no .git: in an image's build context, or by GOFLAGS=-buildvcs=false.
+var version, commit string
 
 // build is `version --json`.
 type build struct {
 	Version string `json:"version"`
 	Go      string `json:"go"`
-	Commit  string `json:"commit"` // "unknown" in a build without version control (-buildvcs=false)
+	Commit  string `json:"commit"` // "unknown" in a build that nobody told
 }
 
 func newVersionCommand(env *environment) *cobra.Command {
@@ -67,8 +68,11 @@ func describe(info *debug.BuildInfo) build {
 			modified = "+modified"
 		}
 	}
-	if b.Commit != "unknown" {
+	switch {
+	case b.Commit != "unknown":
 		b.Commit += modified
+	case commit != "":
+		b.Commit = commit
 	}
 	return b
 }
