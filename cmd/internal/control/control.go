@@ -172,9 +172,25 @@ func (c Client) Call(ctx context.Context, name string, q url.Values, out any) er
 	return json.NewDecoder(body).Decode(out)
 }
 
-// Open asks name and returns the stream of its lines.
+// Open asks name and returns the stream of its lines. It ends with the gate.
 func (c Client) Open(ctx context.Context, name string, q url.Values) (io.ReadCloser, error) {
-	return c.open(ctx, name, q)
+	body, err := c.open(ctx, name, q)
+	if err != nil {
+		return nil, err
+	}
+	return lines{body}, nil
+}
+
+// lines is a stream whose other end ends when its process does, and closes no chunk before.
+type lines struct{ io.ReadCloser }
+
+// Read takes a connection that is gone for the end.
+func (l lines) Read(p []byte) (int, error) {
+	n, err := l.ReadCloser.Read(p)
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 func (c Client) open(ctx context.Context, name string, q url.Values) (io.ReadCloser, error) {

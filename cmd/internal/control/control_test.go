@@ -81,6 +81,43 @@ func TestCall(t *testing.T) {
 }
 
 // TestStream: lines come as they are made, and the server's side ends when nobody reads any more.
+// TestStreamEndsWithTheGate: a gate that ends closes its connections in the middle of an answer; for who watches that is the end
+// and no error.
+func TestStreamEndsWithTheGate(t *testing.T) {
+	needRoot(t)
+	s := &Server{}
+	s.Stream("count", func(ctx context.Context, _ url.Values, line func([]byte) error) error {
+		_ = line([]byte("1\n"))
+		<-ctx.Done()
+		return line([]byte("2\n"))
+	})
+	path := filepath.Join(t.TempDir(), "control.sock")
+	if err := s.Listen(path); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		s.Serve(ctx)
+		close(done)
+	}()
+	stream, err := Client{path}.Open(context.Background(), "count", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	r := bufio.NewReader(stream)
+	if line, err := r.ReadString('\n'); line != "1\n" || err != nil {
+		t.Fatalf("control: %q, %v", line, err)
+	}
+	stop()
+	if rest, err := io.ReadAll(r); err != nil {
+		t.Errorf("after %q: %v", rest, err)
+	}
+	<-done
+}
+
 func TestStream(t *testing.T) {
 	needRoot(t)
 	c := serve(t, nil)
