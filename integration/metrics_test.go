@@ -69,8 +69,8 @@ func TestMetrics(t *testing.T) {
 		`exitgate_upstream_seconds_bucket\{le="[^"]+"\} \d`, `exitgate_upstream_seconds_count 2`,
 		`exitgate_bytes_total\{agent="agent",direction="in"\} [1-9]`, `exitgate_bytes_total\{agent="agent",direction="out"\} [1-9]`,
 		`exitgate_proxy_restarts_total 1`, `exitgate_config_last_reload_successful 0`, `exitgate_config_last_reload_success_timestamp_seconds 1[.\d]+e\+09`,
-		`exitgate_usage_tokens_total\{agent="agent",kind="input",route="(route/)?api"\} 7`, `exitgate_usage_tokens_total\{agent="agent",kind="output",route="(route/)?api"\} 5`,
-		`exitgate_usage_tokens_total\{agent="agent",kind="cache_read",route="(route/)?api"\} 3`, `exitgate_usage_tokens_total\{agent="agent",kind="cache_creation",route="(route/)?api"\} 2`,
+		`exitgate_usage_tokens_total\{agent="agent",kind="input",route="api"\} 7`, `exitgate_usage_tokens_total\{agent="agent",kind="output",route="api"\} 5`,
+		`exitgate_usage_tokens_total\{agent="agent",kind="cache_read",route="api"\} 3`, `exitgate_usage_tokens_total\{agent="agent",kind="cache_creation",route="api"\} 2`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + want).MatchString(text) {
 			t.Errorf("no line %s in\n%s", want, text)

@@ -14,6 +14,7 @@ func (g *gate) answer(s *control.Server) {
 		if err := g.await(ctx, q.Get("wait")); err != nil {
 			return nil, err
 		}
+		g.engine.Look()
 		return g.engine.Status(), nil
 	})
 	s.Handle("reload", func(ctx context.Context, _ url.Values) (any, error) {

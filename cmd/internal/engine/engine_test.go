@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,6 +23,8 @@ import (
 	"exitgate/firewall"
 	"exitgate/policy"
 	"exitgate/proxy"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // world is an engine over a fake kernel, with the real proxy running in this process in the place of its own.
@@ -365,6 +368,37 @@ func TestProxyDies(t *testing.T) {
 		w.eventually("the death is counted", func() bool { return w.Status().Proxy.Restarts == n+1 })
 	}
 	w.eventually("ready again", func() bool { return w.Status().State == "ready" })
+}
+
+// What the metrics say of agents is there from the start, and of now.
+func TestAgentsInMetrics(t *testing.T) {
+	w := newWorld(t, oneHost)
+	w.start()
+	text := func() string {
+		r := httptest.NewRecorder()
+		promhttp.HandlerFor(w.Registry(), promhttp.HandlerOpts{}).ServeHTTP(r, httptest.NewRequest("GET", "/metrics", nil))
+		return r.Body.String()
+	}
+	for _, want := range []string{`exitgate_connections{agent="claude"} 0`, `exitgate_bytes_total{agent="claude",direction="in"} 0`, `exitgate_bytes_total{agent="claude",direction="out"} 0`} {
+		if got := text(); !strings.Contains(got, want) {
+			t.Errorf("before any connection there is no %s in\n%s", want, got)
+		}
+	}
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// It is counted when the proxy has accepted it; the next sign of life is 2 s away.
+	begin := time.Now()
+	w.eventually("the connection is counted", func() bool { return strings.Contains(text(), `exitgate_connections{agent="claude"} 1`) })
+	if took := time.Since(begin); took > pingEvery/2 {
+		t.Errorf("counted after %v", took)
+	}
+	w.Look()
+	if n := w.Status().Agents[0].Connections; n != 1 {
+		t.Errorf("status has %d connections", n)
+	}
 }
 
 func TestHangupsAreFewReloads(t *testing.T) {

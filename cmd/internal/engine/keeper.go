@@ -19,6 +19,7 @@ const (
 	applyTimeout = 5 * time.Second
 	pingEvery    = 2 * time.Second
 	pingTimeout  = 5 * time.Second
+	lookTimeout  = 250 * time.Millisecond
 	maxBackoff   = 2 * time.Second
 )
 
@@ -131,14 +132,34 @@ func (k *keeper) watch(host *wire.Host, process Process) {
 func (k *keeper) ping(host *wire.Host) bool {
 	ctx, cancel := context.WithTimeout(k.ctx, pingTimeout)
 	defer cancel()
+	return k.count(ctx, host) == nil || k.ctx.Err() != nil
+}
+
+// look brings the proxy's counters to now, for somebody who asks for them. Where it does not answer at once, those of its
+// last sign of life stand.
+func (k *keeper) look() {
+	k.mu.Lock()
+	host, applied := k.host, k.applied
+	k.mu.Unlock()
+	if applied == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(k.ctx, lookTimeout)
+	defer cancel()
+	_ = k.count(ctx, host)
+}
+
+func (k *keeper) count(ctx context.Context, host *wire.Host) error {
 	stats, err := host.Ping(ctx)
 	if err != nil {
-		return k.ctx.Err() != nil
+		return err
 	}
 	k.mu.Lock()
-	k.stats = stats
-	k.mu.Unlock()
-	return true
+	defer k.mu.Unlock()
+	if k.host == host { // and not of one that has died meanwhile
+		k.stats = stats
+	}
+	return nil
 }
 
 func (k *keeper) configure(host *wire.Host, g *generation) error {

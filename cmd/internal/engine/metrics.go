@@ -88,6 +88,14 @@ func (m *metrics) reloaded(ok bool, at time.Time) {
 	m.reloadAt.Set(float64(at.UnixMilli()) / 1000)
 }
 
+// begin has the agents' series at 0 before their first byte: a rate counts nothing of what a series begins with.
+func (m *metrics) begin(agents []policy.Agent) {
+	for _, a := range agents {
+		m.bytes.WithLabelValues(a.Name, "in")
+		m.bytes.WithLabelValues(a.Name, "out")
+	}
+}
+
 // event counts an audit line.
 func (m *metrics) event(ev policy.Event) {
 	of := m.labels(&ev)
@@ -104,7 +112,7 @@ func (m *metrics) event(ev policy.Event) {
 	if t := ev.Tokens; t != nil {
 		for kind, n := range map[string]int64{"input": t.Input, "output": t.Output, "cache_read": t.CacheRead, "cache_creation": t.CacheCreation} {
 			if n > 0 {
-				m.tokens.WithLabelValues(of.agent, of.rule, kind).Add(float64(n))
+				m.tokens.WithLabelValues(of.agent, strings.TrimPrefix(of.rule, "route/"), kind).Add(float64(n))
 			}
 		}
 	}
@@ -136,7 +144,24 @@ func (l live) Collect(ch chan<- prometheus.Metric) {
 	for _, h := range l.resolver.Status() {
 		ch <- prometheus.MustNewConstMetric(pinsHeld, prometheus.GaugeValue, float64(len(h.Addrs)), h.Host)
 	}
-	for _, a := range l.proxy.snapshot().stats.Agents {
-		ch <- prometheus.MustNewConstMetric(connections, prometheus.GaugeValue, float64(a.Connections), a.Agent)
+	for agent, n := range l.connections() {
+		ch <- prometheus.MustNewConstMetric(connections, prometheus.GaugeValue, float64(n), agent)
 	}
+}
+
+// connections are every agent's of now, those who have none included.
+func (l live) connections() map[string]int {
+	n := make(map[string]int)
+	if p := l.Policy(); p != nil {
+		for _, a := range p.Agents {
+			n[a.Name] = 0
+		}
+	}
+	l.proxy.look()
+	for _, a := range l.proxy.snapshot().stats.Agents {
+		if _, ours := n[a.Agent]; ours {
+			n[a.Agent] = a.Connections
+		}
+	}
+	return n
 }

@@ -151,6 +151,7 @@ func (e *Engine) tell(r ReloadResult) {
 		e.logChanges("+", r.Widens)
 		e.logChanges("-", r.Narrows)
 	}
+	e.metrics.begin(e.Policy().Agents)
 	e.metrics.reloaded(r.OK, r.Time)
 	e.mu.Lock()
 	e.last = r

@@ -47,6 +47,7 @@ func (e *Engine) Start(ctx context.Context) error {
 		e.Warn(fmt.Sprintf("a change of the policy will be refused: %v", err))
 	}
 	e.secrets.Commit()
+	e.metrics.begin(g.policy.Agents)
 	e.metrics.reloaded(true, e.Now())
 	e.observe(policy.Event{Event: "start", Decision: "allow", Reason: "generation 1, " + g.policy.Digest()})
 	return nil

@@ -113,6 +113,9 @@ func (k *keeper) snapshot() snapshot {
 	return s
 }
 
+// Look asks the proxy for its counters of now, which the next Status then has. It waits for a moment at most.
+func (e *Engine) Look() { e.proxy.look() }
+
 // Status gathers everything; it changes nothing.
 func (e *Engine) Status() Status {
 	s := Status{Mode: e.Mode, PID: os.Getpid(), Started: e.started, Policy: e.PolicyFile, State: "starting",
