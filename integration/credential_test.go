@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -146,5 +147,41 @@ func (g *gate) withoutValue(api *rig.Upstream, ask func(string) int) {
 		if !strings.HasPrefix(s.Header.Get("Authorization"), "Bearer ") {
 			g.t.Errorf("%s arrived without a credential", s.URI)
 		}
+	}
+}
+
+// TestWarningsAtStart: what a policy may say but rarely means stands in the log from the start, a credential from the environment
+// first of all, and what is new in the log of a reload. `log.level` lets warnings through, unless it is error.
+func TestWarningsAtStart(t *testing.T) {
+	t.Parallel()
+	policy := strings.Replace(basic, "file:/run/secrets/api", "env:API_SECRET", 1)
+	warned := regexp.MustCompile(`(?m)^{.*"level":"WARN","msg":"[^"]*:3:5: credential api is read from the variable API_SECRET: .*; use file:, fd: or exec:"}$`)
+	for level, want := range map[string]struct{ warnings, notes bool }{"info": {true, true}, "warn": {true, false}, "error": {false, false}} {
+		t.Run(level, func(t *testing.T) {
+			t.Parallel()
+			g := up(t, world(t), policy, env("API_SECRET="+secret, "EXITGATE_LOG_LEVEL="+level))
+			if got := warned.FindAllString(g.Stderr.String(), -1); (len(got) == 1) != want.warnings {
+				t.Errorf("of the credential: %q, in\n%s", got, g.Stderr.String())
+			}
+			if out := g.reload(policy + "  - host: new.example.com\n  - host: gone.example.com\n    expires: 2020-01-01T00:00:00Z\n"); out.Code != 0 {
+				t.Fatalf("reload: %s", out.Stderr)
+			}
+			if out := g.reload("nonsense: 1\n"); out.Code != 1 {
+				t.Fatalf("control: a bad reload: %d", out.Code)
+			}
+			log := g.Stderr.String()
+			for what, there := range map[string]bool{
+				`"level":"WARN","msg":"/etc/exitgate/policy.yaml:[0-9]+:5: egress gone.example.com expired at `: want.warnings,
+				`"level":"WARN","msg":"reload .*unknown key`:                                                    want.warnings,
+				`"level":"INFO","msg":"reload: . egress new.example.com`:                                        want.notes,
+			} {
+				if regexp.MustCompile(what).MatchString(log) != there {
+					t.Errorf("%s: want %v, in\n%s", what, there, log)
+				}
+			}
+			if n := len(warned.FindAllString(log, -1)); n > 1 {
+				t.Errorf("%d times, by a reload that did not bring it", n)
+			}
+		})
 	}
 }

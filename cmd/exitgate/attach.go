@@ -66,7 +66,7 @@ func (a *attacher) attach(env *environment) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	a.gone = target.Gone(ctx)
-	a.logf("fencing network namespace %d; the other commands take --control %s", target.Inode(), a.settings.Control)
+	a.notef("fencing network namespace %d; the other commands take --control %s", target.Inode(), a.settings.Control)
 	return a.guard()
 }
 

@@ -33,10 +33,11 @@ type gate struct {
 	engine     *engine.Engine
 	audit      *audit.Log
 	report     ownReport
-	sink       string // where the audit goes, as the setting has it
-	logf       func(format string, args ...any)
-	lost       chan string // why the fence cannot be kept
-	owners     sync.Map    // who agents are, by uid
+	sink       string                           // where the audit goes, as the setting has it
+	logf       func(format string, args ...any) // what went wrong, or may
+	notef      func(format string, args ...any) // what came to pass
+	lost       chan string                      // why the fence cannot be kept
+	owners     sync.Map                         // who agents are, by uid
 }
 
 // lockdown closes the namespace: the whole ruleset with empty sets, in one batch, read back. Nothing slow comes before
@@ -62,7 +63,7 @@ func (g *gate) newEngine() *engine.Engine {
 		PolicyFile: g.settings.Policy,
 		ReadPolicy: g.env.readPolicy,
 		Fence:      g.fence,
-		Secrets:    secrets.Options{Output: g.helper, Log: g.logf, Environ: g.env.environ},
+		Secrets:    secrets.Options{Output: g.helper, Log: g.logf, Note: g.notef, Environ: g.env.environ},
 		Audit:      g.audit.Write,
 		Spawn:      g.spawnProxy,
 		Listen:     g.listen,
@@ -76,6 +77,7 @@ func (g *gate) newEngine() *engine.Engine {
 			return find(caller.Tuple{Client: d.Src, Server: netip.AddrPortFrom(d.Addr, d.Port), UDP: d.Proto == unix.IPPROTO_UDP}, a)
 		},
 		Log:        g.logf,
+		Note:       g.notef,
 		Lost:       func(why string) { g.lost <- why },
 		FileRoot:   g.env.root,
 		InReach:    g.mode != "attach", // whose agents have a file system of their own

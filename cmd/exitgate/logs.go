@@ -37,7 +37,7 @@ func (g *gate) openLogs(interactive bool) error {
 			g.sink = quietAudit
 		}
 	}
-	g.logf = logger(out, g.settings.LogFormat, g.settings.LogLevel)
+	g.openLog(out)
 	g.report.report.Clean = g.scrub
 	var err error
 	g.audit, err = audit.Open(audit.Options{Sink: g.sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine, Each: g.report.add})
@@ -50,14 +50,15 @@ func (g *gate) onTerminal() bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// logger writes one line a message, in text for people or JSON for programs.
-func logger(w io.Writer, format, level string) func(string, ...any) {
+// openLog has the log written to w: one line a message, in text for people or JSON for programs.
+func (g *gate) openLog(w io.Writer) {
 	var at slog.Level
-	_ = at.UnmarshalText([]byte(level)) // an unknown word was refused with the settings; the zero value is info
+	_ = at.UnmarshalText([]byte(g.settings.LogLevel)) // an unknown word was refused with the settings; the zero value is info
 	var h slog.Handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: at})
-	if format == "text" {
+	if g.settings.LogFormat == "text" {
 		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: at})
 	}
 	l := slog.New(h)
-	return func(format string, args ...any) { l.Info(fmt.Sprintf(format, args...)) }
+	g.logf = func(format string, args ...any) { l.Warn(fmt.Sprintf(format, args...)) }
+	g.notef = func(format string, args ...any) { l.Info(fmt.Sprintf(format, args...)) }
 }

@@ -92,8 +92,8 @@ func (r *runner) begin(env *environment, mode string) error {
 	// PID 1 hands small things from one goroutine to the next: an event, a name, a packet's story. With more than one
 	// processor the runtime wakes a thread for each, which takes the processor from the proxy and the agent.
 	runtime.GOMAXPROCS(1)
-	r.logf = logger(env.stderr, env.settings.LogFormat, env.settings.LogLevel)
 	r.env, r.settings, r.mode, r.lost = env, env.settings, mode, make(chan string, 1)
+	r.openLog(env.stderr)
 	if builtWithCgo {
 		return errors.New("this binary was built with cgo and could not harden its proxy; build it with CGO_ENABLED=0 (`make build`)")
 	}
@@ -284,7 +284,7 @@ func (r *runner) endWhenLost(ctx context.Context, stop context.CancelCauseFunc) 
 		r.logf("the agent has to end: %s", why)
 		stop(lostFence(why))
 	case <-r.gone:
-		r.logf("what was fenced has ended")
+		r.notef("what was fenced has ended")
 		stop(nil)
 	case <-ctx.Done():
 	}

@@ -44,7 +44,8 @@ type Options struct {
 	Holder     func(netip.AddrPort) string                                               // whose listener holds an address, for an error; "" unknown; may be nil
 	Caller     func(client, server netip.AddrPort, a policy.Agent) (pid int, exe string) // who is at the far end of a connection, for the audit; nil: unknown
 	Program    func(pid int, a policy.Agent) string                                      // what a process of the agent's runs, for the audit; nil: unknown
-	Log        func(format string, args ...any)                                          //
+	Log        func(format string, args ...any)                                          // what went wrong, or may
+	Note       func(format string, args ...any)                                          // what came to pass; nil: silent
 	Now        func() time.Time                                                          //
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
@@ -87,11 +88,11 @@ type Engine struct {
 	widened   atomic.Bool // a reload has added to the sets and not yet removed: nobody else may remove
 	listeners listeners
 
-	mu       sync.Mutex // guards the following
-	warnings []string   // of the surroundings, beside those of the policy
-	last     ReloadResult
-	drift    DriftStatus
-	wait     chan struct{} // closed and replaced whenever status may have changed
+	mu      sync.Mutex // guards the following
+	missing []string   // in the surroundings, beside those of the policy
+	last    ReloadResult
+	drift   DriftStatus
+	wait    chan struct{} // closed and replaced whenever status may have changed
 }
 
 // generation is one policy in force, with all that was computed from it.
@@ -106,6 +107,9 @@ type generation struct {
 func New(o Options) *Engine {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Note == nil {
+		o.Note = func(string, ...any) {}
 	}
 	e := &Engine{Options: o, hangups: make(chan string, 1), wait: make(chan struct{}), started: o.Now()}
 	e.metrics = newMetrics(e)

@@ -44,6 +44,7 @@ func (e *Engine) Reload(ctx context.Context, cause string) (ReloadResult, error)
 	default:
 		if err = e.commit(ctx, old, g); err == nil {
 			result.Generation, result.Digest = g.number, g.policy.Digest()
+			e.logWarnings(old.policy, g.policy)
 		}
 		result.Widens, result.Narrows = texts(policy.Diff(old.policy, g.policy)) // now, not before: it is in force without
 	}
@@ -160,15 +161,35 @@ func (e *Engine) tell(r ReloadResult) {
 	e.changed()
 }
 
+// logWarnings logs what a policy that has come into force may say but rarely means, and the one before, which may be nil,
+// did not.
+func (e *Engine) logWarnings(old, p *policy.Policy) {
+	said := make(map[string]bool)
+	if old != nil {
+		for _, w := range e.warnings(old) {
+			said[w.What] = true
+		}
+	}
+	for _, w := range e.warnings(p) {
+		if !said[w.What] {
+			e.Log("%v", w)
+		}
+	}
+}
+
+func (e *Engine) warnings(p *policy.Policy) []*policy.Error {
+	return append(p.Warnings(), p.Expired(e.Now())...)
+}
+
 // maxLogged is how many changes of one kind a reload logs; `exitgate reload` prints all.
 const maxLogged = 50
 
 func (e *Engine) logChanges(sign string, changes []string) {
 	for _, line := range changes[:min(len(changes), maxLogged)] {
-		e.Log("reload: %s %s", sign, line)
+		e.Note("reload: %s %s", sign, line)
 	}
 	if more := len(changes) - maxLogged; more > 0 {
-		e.Log("reload: %s and %d more", sign, more)
+		e.Note("reload: %s and %d more", sign, more)
 	}
 }
 

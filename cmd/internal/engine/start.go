@@ -46,6 +46,7 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.trusted(g); err != nil {
 		e.Warn(fmt.Sprintf("a change of the policy will be refused: %v", err))
 	}
+	e.logWarnings(nil, g.policy)
 	e.secrets.Commit()
 	e.metrics.begin(g.policy.Agents)
 	e.metrics.reloaded(true, e.Now())

@@ -137,18 +137,21 @@ func (e *Engine) Status() Status {
 		s.Reload = &last
 	}
 	s.Drift = e.drift
-	s.Hardening = append(s.Hardening, e.warnings...)
-	s.Warnings = append(s.Warnings, e.warnings...)
+	s.Hardening = append(s.Hardening, e.missing...)
+	s.Warnings = append(s.Warnings, e.missing...)
 	e.mu.Unlock()
 	s.State, s.Why = e.verdict(&s)
 	return s
 }
 
-// Warn adds to what status warns of: what is missing around us.
+// Warn logs what is missing around us, and adds it to what status warns of.
 func (e *Engine) Warn(lines ...string) {
+	for _, line := range lines {
+		e.Log("%s", line)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.warnings = append(e.warnings, lines...)
+	e.missing = append(e.missing, lines...)
 }
 
 // verdict is ready where the policy in force is the one that the operator wrote and all of it works.
@@ -205,7 +208,7 @@ func (e *Engine) policyStatus(s *Status, proxy snapshot) {
 		}
 		s.Credentials = append(s.Credentials, cs)
 	}
-	for _, w := range append(p.Warnings(), p.Expired(e.Now())...) {
+	for _, w := range e.warnings(p) {
 		s.Warnings = append(s.Warnings, w.Error())
 	}
 }

@@ -175,6 +175,7 @@ func newHelperRig(t *testing.T, refresh time.Duration) *helperRig {
 		},
 		Changed: func(m map[string]Secret) { r.changes = append(r.changes, m["anthropic"]) },
 		Log:     func(f string, a ...any) { fmt.Fprintf(&r.log, f+"\n", a...) },
+		Note:    func(f string, a ...any) { fmt.Fprintf(&r.log, f+"\n", a...) },
 	})
 	if _, err := r.Load(p); err != nil {
 		t.Fatal(err)

@@ -52,8 +52,8 @@ type Options struct {
 	Inherited []int
 	// Changed gets every secret after one of them changed. Watch calls it, one call at a time; nil: nobody is told.
 	Changed func(map[string]Secret)
-	// Log is told when a source breaks and when it works again; nil: silent.
-	Log func(format string, args ...any)
+	// Log is told when a source breaks, Note when it works again or has another value; nil: silent.
+	Log, Note func(format string, args ...any)
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Every is how often files are looked at; 0: 1 s.
@@ -122,6 +122,9 @@ func New(o Options) *Store {
 	}
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
+	}
+	if o.Note == nil {
+		o.Note = func(string, ...any) {}
 	}
 	if o.Changed == nil {
 		o.Changed = func(map[string]Secret) {}

@@ -106,9 +106,9 @@ func (s *Store) replace(e *entry, out outcome) {
 	case after.Broken != "":
 		s.o.Log("%s", line)
 	case before.Broken != "":
-		s.o.Log("credential %q is there again", e.cred.Name)
+		s.o.Note("credential %q is there again", e.cred.Name)
 	default:
-		s.o.Log("credential %q changed", e.cred.Name)
+		s.o.Note("credential %q changed", e.cred.Name)
 	}
 	s.o.Changed(all)
 }

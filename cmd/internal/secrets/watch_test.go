@@ -30,14 +30,15 @@ func newFileRig(t *testing.T, from string, prepare func(root string)) *fileRig {
 	asRoot(t)
 	r := &fileRig{t: t, root: newRoot(t), changes: make(chan Secret, 64)}
 	prepare(r.root)
+	log := func(f string, a ...any) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		fmt.Fprintf(&r.log, f+"\n", a...)
+	}
 	r.Store = New(Options{
 		Root: r.root, Every: 20 * time.Millisecond,
 		Changed: func(m map[string]Secret) { r.changes <- m["anthropic"] },
-		Log: func(f string, a ...any) {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			fmt.Fprintf(&r.log, f+"\n", a...)
-		},
+		Log:     log, Note: log,
 	})
 	if _, err := r.Load(one(from)); err != nil {
 		t.Fatal(err)
