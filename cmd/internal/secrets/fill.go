@@ -20,7 +20,6 @@ func (s *Store) fill(e *entry) {
 		if s.inherit(e) {
 			return
 		}
-		e.ran = s.o.Now()
 		out = s.fetch(context.Background(), e)
 		s.schedule(e, out.problem == nil)
 	default:

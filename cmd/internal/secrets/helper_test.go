@@ -301,6 +301,26 @@ func TestRefreshIsOneFetch(t *testing.T) {
 	})
 }
 
+// TestFirstValueIsRefused: a 401 right after the start is not one too many.
+func TestFirstValueIsRefused(t *testing.T) {
+	asRoot(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := newHelperRig(t, 0)
+		r.give(fakeTwo)
+		pass(time.Second)
+		if len(r.ran()) != 1 || r.value() != fakeOne {
+			t.Errorf("control: nobody has asked: %v", r.ran())
+		}
+		for range 100 {
+			go r.Refresh("anthropic")
+		}
+		pass(time.Second)
+		if len(r.ran()) != 2 || r.value() != fakeTwo {
+			t.Errorf("ran at %v", r.ran())
+		}
+	})
+}
+
 // TestRefusedAndNoNewOne: the upstream refused the value, and the helper has no other. It is not used any more.
 func TestRefusedAndNoNewOne(t *testing.T) {
 	asRoot(t)

@@ -96,7 +96,7 @@ type held struct {
 
 	print, seen string // of the file: as it was read, as it was last looked at
 
-	ran      time.Time // of the helper: when it was last started
+	ran      time.Time // of the helper: when it was last started again; zero: never
 	due, end time.Time // when it is to run again, when its value is too old to use; zero: never
 	failures int
 	asked    bool // Refresh

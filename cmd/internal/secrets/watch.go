@@ -154,7 +154,8 @@ func (s *Store) fetched(f fetched) {
 }
 
 // Refresh asks for a credential to be fetched again, as after a 401. It does not wait. Calls while a fetch is under
-// way, or within 10 s after one was started, add nothing: a burst of 401s is one fetch.
+// way, or within 10 s after one was started, add nothing: a burst of 401s is one fetch. The first fetch, of the start or of
+// a reload, is none of those: its value may have been stale where the helper had it from, and is refused by the first request.
 func (s *Store) Refresh(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
