@@ -24,6 +24,9 @@ type question struct {
 // parseQuestion takes the words after the policy file apart.
 func parseQuestion(agent string, words []string) (question, error) {
 	q := question{agent: agent}
+	if len(words) == 1 {
+		words = unquoted(words[0])
+	}
 	switch {
 	case len(words) > 0 && words[0] == "packet":
 		if len(words) != 3 {
@@ -40,6 +43,20 @@ func parseQuestion(agent string, words []string) (question, error) {
 		return q, fmt.Errorf("%q is too much; write [METHOD] URL, HOST:PORT, the path of a socket, or `packet PROTOCOL ADDRESS:PORT`", words[2])
 	}
 	return q, nil
+}
+
+// unquoted takes a question apart that came as one word, as from a script that quotes it. A blank behind a method or the word
+// packet is a separator; elsewhere it belongs to the target.
+func unquoted(question string) []string {
+	first, _, blank := strings.Cut(question, " ")
+	isMethod := first != "" && strings.Trim(first, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
+	switch {
+	case blank && first == "packet":
+		return strings.Fields(question)
+	case blank && isMethod:
+		return strings.SplitN(question, " ", 2)
+	}
+	return []string{question}
 }
 
 // location is a URL or HOST:PORT taken apart without changing a byte of path and query: the proxy decides by what is on
