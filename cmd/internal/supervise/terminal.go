@@ -120,10 +120,12 @@ func (s *Supervisor) AgentStopped(sig unix.Signal) (stops bool) {
 	case s.tty.isLent():
 		s.tty.lend(s.agent.PID)
 		s.signalAgentLocked(unix.SIGCONT)
-	case sig == unix.SIGTSTP:
+	case sig == unix.SIGTSTP, sig == unix.SIGSTOP && os.Getpid() == 1:
+		// Who sent SIGSTOP is not to be known. The agent that stops itself would stand still for ever where nobody is above us;
+		// to hold a container still there is the freezer (`docker pause`).
 		s.signalAgentLocked(unix.SIGCONT)
 	default:
-		// SIGSTOP is somebody's who wants it so. Without a terminal to read, SIGTTIN would come again at once.
+		// Elsewhere SIGSTOP is somebody's who wants it so. Without a terminal to read, SIGTTIN would come again at once.
 		s.log("the agent was stopped by %v", sig)
 	}
 	return false
