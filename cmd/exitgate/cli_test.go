@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"exitgate/cmd/internal/supervise"
@@ -272,6 +273,18 @@ func TestExitCodes(t *testing.T) {
 			t.Errorf("%v: %q", c.args, d.err.String())
 		}
 	}
+}
+
+// TestWaitForNobody: what waits for a gate to come up does not do so for ever.
+func TestWaitForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, "", nil, "status", "--wait", "ready", "--control", t.TempDir()+"/control.sock")
+		begin := time.Now()
+		code := execute(&d.environment)
+		if took := time.Since(begin); code != exitNotRunning || took < 20*time.Second || took > time.Minute {
+			t.Errorf("exit code %d after %v\n%s", code, took, d.err.String())
+		}
+	})
 }
 
 func TestDescribeBuild(t *testing.T) {

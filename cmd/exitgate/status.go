@@ -27,6 +27,8 @@ func newStatusCommand(env *environment) *cobra.Command {
 		Short: "what the running gate allows, holds and has refused",
 		Example: "  exitgate status\n" +
 			"  exitgate status --wait ready && exitgate status --json | jq .generation",
+		Long: "Prints what the policy in force is, what the gate holds for it and what it has refused. The exit code is 0 when it is ready,\n" +
+			"1 when it is degraded, and 3 when none runs. --wait gives one 30 s to come up.",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return env.status(wait, asJSON) },
 	}
@@ -59,17 +61,20 @@ func (env *environment) status(wait string, asJSON bool) error {
 	return err
 }
 
-// startPoll is how often a command that waits for a gate to come up looks for it.
-const startPoll = 20 * time.Millisecond
+// How often a command that waits for a gate to come up looks for it, and for how long. A gate makes its socket within
+// milliseconds of its start.
+const (
+	startPoll     = 20 * time.Millisecond
+	startPatience = 30 * time.Second
+)
 
 // callWhenUp calls, and where wait is set goes on trying until a gate answers: a script starts the gate and waits for
-// it in the next line.
+// it in the next line. It does not wait for ever for one that could not start.
 func (env *environment) callWhenUp(wait bool, name string, q url.Values, out any) error {
-	for {
+	for end := time.Now().Add(startPatience); ; time.Sleep(startPoll) {
 		err := env.call(name, q, out)
-		if !wait || !errors.Is(err, control.ErrNotRunning) {
+		if !wait || !errors.Is(err, control.ErrNotRunning) || time.Now().After(end) {
 			return err
 		}
-		time.Sleep(startPoll)
 	}
 }
