@@ -159,6 +159,36 @@ func TestRequiredName(t *testing.T) {
 	}
 }
 
+// TestRequiredNameComesLate: an agent waits for its required name, whatever was said of it before.
+func TestRequiredNameComesLate(t *testing.T) {
+	t.Parallel()
+	const policy = "version: 1\negress:\n  - host: needed.example.com\n    required: true\n"
+	for what, before := range map[string]func(*rig.World){
+		"does not exist":           func(*rig.World) {},
+		"a server refused or fail": func(w *rig.World) { w.DNS.SetCode("needed.example.com", dns.RcodeServerFailure) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			w := world(t)
+			before(w)
+			g := start(t, w, policy)
+			if _, err := g.Stderr.WaitText("the agent waits for what is required", patience); err != nil {
+				t.Fatal(err)
+			}
+			if log := g.Stderr.String(); !strings.Contains(log, what) {
+				t.Errorf("why: %s", log)
+			}
+			upstream(t, w, "needed.example.com", rig.Server{})
+			if err := g.Agent().Ready(patience); err != nil {
+				t.Fatal(err)
+			}
+			if r := g.do(tunnel("needed.example.com")); r.Status != 200 {
+				t.Errorf("%s %s", r, r.Data)
+			}
+		})
+	}
+}
+
 // TestRecordChanges: after TTL and grace an address that DNS no longer names is closed for the proxy and for root, the new one works,
 // and a connection to the old one lives on. The kernel lease is 30 s for any shorter TTL, and 60 s of grace.
 func TestRecordChanges(t *testing.T) {

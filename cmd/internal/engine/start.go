@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"exitgate/cmd/internal/secrets"
 	"exitgate/policy"
@@ -58,10 +59,38 @@ func (e *Engine) Start(ctx context.Context) error {
 // an agent from starting that may not need it.
 func (e *Engine) prewarm(ctx context.Context, p *policy.Policy) error {
 	if slices.ContainsFunc(p.Names(e.Now()), func(n policy.Name) bool { return n.Required }) {
-		return e.resolver.Prewarm(ctx)
+		return e.required(ctx)
 	}
 	go e.resolver.Prewarm(context.WithoutCancel(ctx))
 	return nil
+}
+
+// How long the agent's start waits for required names, and how often it looks: as long as a lookup that nobody answers takes.
+// The network, the name server and the service itself may come up beside us.
+const (
+	requiredWait = 8 * time.Second
+	requiredPoll = 250 * time.Millisecond
+)
+
+// required looks the required names up until all are known. When each is asked for again is the resolver's own matter.
+func (e *Engine) required(ctx context.Context) error {
+	end := time.After(requiredWait)
+	for told := false; ; told = true {
+		err := e.resolver.Prewarm(ctx)
+		if err == nil {
+			return nil
+		}
+		if !told {
+			e.Log("the agent waits for what is required: %v", err)
+		}
+		select {
+		case <-time.After(requiredPoll):
+		case <-end:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // Run does what goes on for as long as the gate stands. It returns when ctx ends.
