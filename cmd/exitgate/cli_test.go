@@ -255,6 +255,8 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"check", "/none.yaml"}, "", 1},
 		{[]string{"check", "/none.yaml"}, broken, 1},
 		{[]string{"check", "--x"}, "", 2},
+		{[]string{"env", "--format", "xml"}, "", 1},
+		{[]string{"env", "--format", "k8s"}, "", 125},
 		{[]string{"version"}, broken, 0},
 		{[]string{"presets"}, broken, 0},
 		{[]string{"completion", "bash"}, broken, 0},

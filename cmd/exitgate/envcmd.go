@@ -46,7 +46,7 @@ func newEnvCommand(env *environment) *cobra.Command {
 func (env *environment) printEnvironment(agent, format string) error {
 	render := formats[format]
 	if render == nil {
-		return exitError{code: exitUsage, err: fmt.Errorf("--format %q: write sh, docker or k8s", format)}
+		return fmt.Errorf("--format %q: write sh, docker or k8s", format)
 	}
 	var variables []string
 	if err := env.call("environment", url.Values{"agent": {agent}}, &variables); err != nil {
