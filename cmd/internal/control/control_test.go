@@ -80,7 +80,6 @@ func TestCall(t *testing.T) {
 	}
 }
 
-// TestStream: lines come as they are made, and the server's side ends when nobody reads any more.
 // TestStreamEndsWithTheGate: a gate that ends closes its connections in the middle of an answer; for who watches that is the end
 // and no error.
 func TestStreamEndsWithTheGate(t *testing.T) {
@@ -118,6 +117,7 @@ func TestStreamEndsWithTheGate(t *testing.T) {
 	<-done
 }
 
+// TestStream: lines come as they are made, and the server's side ends when nobody reads any more.
 func TestStream(t *testing.T) {
 	needRoot(t)
 	c := serve(t, nil)
