@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,7 +71,7 @@ func (p *Policy) Decide(r Request) Decision {
 	a := &p.Agents[i]
 	switch r.Road {
 	case RoadRoute:
-		return p.decideRoute(a, 1<<i, &r)
+		return p.decideRoute(1<<i, &r)
 	case RoadConnect, RoadForward:
 		return p.decideEgress(a, 1<<i, &r)
 	case RoadPacket:
@@ -84,7 +85,7 @@ func (p *Policy) deny(reason, mend string) Decision {
 	return Decision{Rule: "default", At: Position{File: p.File}, Reason: reason, Mend: mend}
 }
 
-func (p *Policy) decideRoute(a *Agent, agent agentMask, r *Request) Decision {
+func (p *Policy) decideRoute(agent agentMask, r *Request) Decision {
 	if why := pathFault(r.Path); why != "" {
 		return p.deny("path "+shown(r.Path)+" "+why, "write it plainly")
 	}
@@ -174,7 +175,7 @@ func (p *Policy) decideEgress(a *Agent, agent agentMask, r *Request) Decision {
 	case !contains(e.Ports, r.Port):
 		d.Reason = fmt.Sprintf("port %d of %s is not in egress %s", r.Port, host, e.Host)
 		d.Mend = fmt.Sprintf("to allow it add %d to its `ports`", r.Port)
-	case r.Road == RoadForward && !hasMethod(e.Methods, r.Method):
+	case r.Road == RoadForward && !slices.Contains(e.Methods, r.Method):
 		d.Reason = shown(r.Method) + " over plain http is not in egress " + e.Host.String()
 		if checkMethod(r.Method) == nil {
 			d.Mend = "to allow it add " + r.Method + " to its `methods`"
@@ -184,15 +185,6 @@ func (p *Policy) decideEgress(a *Agent, agent agentMask, r *Request) Decision {
 		return d
 	}
 	return ownCopy(d, "host", e.Host.String())
-}
-
-func hasMethod(methods []string, m string) bool {
-	for _, have := range methods {
-		if have == m {
-			return true
-		}
-	}
-	return false
 }
 
 func (p *Policy) badHost(host string, err error) Decision {

@@ -29,7 +29,7 @@ func Diff(old, new *Policy) []Change {
 		new = &Policy{}
 	}
 	d := &differ{old: old, new: new}
-	if !slices.EqualFunc(old.Agents, new.Agents, func(a, b Agent) bool { return a.Name == b.Name }) && len(old.Agents) > 0 && len(new.Agents) > 0 && old.Agents[0].Name != new.Agents[0].Name {
+	if len(old.Agents) > 0 && len(new.Agents) > 0 && old.Agents[0].Name != new.Agents[0].Name {
 		d.add(true, new.Agents[0].At, "the first agent, which runs by default, is %s instead of %s", new.Agents[0].Name, old.Agents[0].Name)
 	}
 	match(old.Agents, new.Agents, func(a *Agent) string { return a.Name }, d.agent)
@@ -143,23 +143,19 @@ func instant(t time.Time) string {
 	return t.Format(time.RFC3339)
 }
 
-// agents reports for whom a grant is.
+// agents reports for whom a grant is. A new agent's grants come with it and are not named again.
 func (d *differ) agents(what string, at Position, old, new []string) {
 	for i := range d.new.Agents {
 		name := d.new.Agents[i].Name
-		was, is := old == nil && d.old.Agent(name) != nil || slices.Contains(old, name), new == nil || slices.Contains(new, name)
+		known := d.old.Agent(name) != nil
+		was, is := old == nil && known || slices.Contains(old, name), new == nil || slices.Contains(new, name)
 		switch {
-		case is && !was && d.knew(name):
+		case is && !was && known:
 			d.add(true, at, "%s for agent %s added", what, name)
 		case was && !is:
 			d.add(false, at, "%s for agent %s removed", what, name)
 		}
 	}
-}
-
-// knew says that the old policy had the agent: a new agent's grants come with it.
-func (d *differ) knew(name string) bool {
-	return slices.ContainsFunc(d.old.Agents, func(a Agent) bool { return a.Name == name })
 }
 
 func (d *differ) agent(old, new *Agent) {
@@ -245,7 +241,7 @@ func (d *differ) route(old, new *Route) {
 	if before, after := slices.Sorted(slices.Values(old.Env)), slices.Sorted(slices.Values(new.Env)); !slices.Equal(before, after) {
 		d.add(false, new.At, "%senvironment changed", what)
 	}
-	if d.uncoversFor(old.Agents, new.Agents) && d.uncovers(old) {
+	if d.lostAgent(old.Agents, new.Agents) && d.uncovers(old) {
 		d.add(true, new.At, "%sa shorter path decides for the agents it lost", what)
 	}
 }
@@ -258,8 +254,8 @@ func (d *differ) uncovers(r *Route) bool {
 	})
 }
 
-// uncoversFor says that a grant lost an agent.
-func (d *differ) uncoversFor(old, new []string) bool {
+// lostAgent says that a grant is no longer for an agent of the new policy.
+func (d *differ) lostAgent(old, new []string) bool {
 	return slices.ContainsFunc(d.new.Agents, func(a Agent) bool {
 		was, is := old == nil || slices.Contains(old, a.Name), new == nil || slices.Contains(new, a.Name)
 		return was && !is
@@ -285,7 +281,7 @@ func (d *differ) egress(old, new *Egress) {
 	d.set(what+": method", new.At, old.Methods, new.Methods)
 	d.grant(what, new.At, texted(old.Addresses), texted(new.Addresses), old.Expires, new.Expires, old.Required, new.Required)
 	d.agents(what, new.At, old.Agents, new.Agents)
-	if wide := d.wildcardOver(old.Host); wide != "" && d.uncoversFor(old.Agents, new.Agents) {
+	if wide := d.wildcardOver(old.Host); wide != "" && d.lostAgent(old.Agents, new.Agents) {
 		d.add(true, new.At, "%s: %s decides for the agents it lost", what, wide)
 	}
 }

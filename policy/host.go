@@ -45,7 +45,7 @@ var names = idna.New(idna.MapForLookup(), idna.Transitional(false), idna.BidiRul
 // URLs, ports, wildcards on a public suffix.
 func ParseHost(s string) (Host, error) {
 	if s == "" {
-		return Host{}, faultf("write a name such as registry.npmjs.org, or an address", "host is empty")
+		return Host{}, faultf(nameMend, "host is empty")
 	}
 	if strings.ContainsAny(s, notInNames) {
 		return parseOther(s)

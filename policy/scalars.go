@@ -24,7 +24,7 @@ func (r *reader) name(n *yaml.Node, what string) string {
 	return s
 }
 
-// words reads a list of names, each once; the result is never nil.
+// words reads a list of words with their places; the result is never nil.
 func (r *reader) words(n *yaml.Node, what string) []word {
 	all := []word{}
 	r.list(n, what, func(v *yaml.Node) {

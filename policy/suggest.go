@@ -106,10 +106,7 @@ func endpoint(e Event) string {
 	if e.Port == 0 {
 		return e.Address
 	}
-	if strings.Contains(e.Address, ":") {
-		return "[" + e.Address + "]:" + strconv.Itoa(int(e.Port))
-	}
-	return e.Address + ":" + strconv.Itoa(int(e.Port))
+	return joinPort(e.Address, e.Port)
 }
 
 // document prints the wishes, the most frequent first.

@@ -225,14 +225,14 @@ func kindOf(n *yaml.Node) string {
 
 // object calls read for each known key of a mapping, in the file's order, and
 // reports unknown, doubled and missing keys. what names the mapping in messages.
-func (r *reader) object(n *yaml.Node, what string, keys, required []string, read func(key string, v *yaml.Node)) bool {
+func (r *reader) object(n *yaml.Node, what string, keys, required []string, read func(key string, v *yaml.Node)) {
 	if n.Kind != yaml.MappingNode {
 		mend := "write `" + example(keys[0]) + "`"
 		if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str" && (keys[0] == "host" || keys[0] == "name") {
 			mend = "write `" + keys[0] + ": " + quoted(n.Value) + "`"
 		}
 		r.fail(n, mend, "%s is not a mapping of keys but %s", what, kindOf(n))
-		return false
+		return
 	}
 	seen := make([]*yaml.Node, len(keys))
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -257,7 +257,6 @@ func (r *reader) object(n *yaml.Node, what string, keys, required []string, read
 			r.fail(n, "add `"+example(key)+"`", "%s has no %s", what, key)
 		}
 	}
-	return true
 }
 
 // example shows how a key is used.
