@@ -5,9 +5,11 @@
 //
 //	ns, err := netns.FromPID(4711)             // or FromPath, Current, New
 //	defer ns.Close()
-//	l, err := netns.ListenTCP(ns, netip.MustParseAddrPort("127.0.0.1:8080"))
-//	err = netns.Do(ns, func() error { ... })   // anything else that has to be created in there
-//	<-ns.Gone(ctx)                             // process N ended, or the path names another namespace
+//	err = netns.Do(ns, func() (err error) {
+//		l, err = net.Listen("tcp", "127.0.0.1:8080")
+//		return err
+//	})
+//	<-ns.Gone(ctx)                             // process 4711 ended, or the path names another namespace
 //
 // A program that uses this package calls LockMainThread from an init function.
 //

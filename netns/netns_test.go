@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -159,10 +158,17 @@ func TestMainThreadStays(t *testing.T) {
 	}
 }
 
-func TestListenTCP(t *testing.T) {
+func TestListenInside(t *testing.T) {
 	ns := netnstest.New(t)
+	listen := func(at string) (l net.Listener, err error) {
+		err = netns.Do(ns.Handle, func() error {
+			l, err = net.Listen("tcp", at)
+			return err
+		})
+		return l, err
+	}
 	for _, at := range []string{"127.0.0.1:8080", "[::1]:8080", "127.0.0.1:0"} {
-		l, err := netns.ListenTCP(ns.Handle, netip.MustParseAddrPort(at))
+		l, err := listen(at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +192,7 @@ func TestListenTCP(t *testing.T) {
 			t.Errorf("read %d, %v across the namespace", n, err)
 		}
 	}
-	if _, err := netns.ListenTCP(ns.Handle, netip.MustParseAddrPort("127.0.0.1:8080")); !errors.Is(err, unix.EADDRINUSE) {
+	if _, err := listen("127.0.0.1:8080"); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a port taken inside: %v, want EADDRINUSE", err)
 	}
 }
