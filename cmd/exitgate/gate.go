@@ -115,9 +115,11 @@ func (g *gate) helper(ctx context.Context, argv, env []string, max int) ([]byte,
 // socket, which anybody may connect to since SO_PEERCRED decides.
 func (g *gate) listen(a policy.Agent, addr netip.AddrPort) (net.Listener, error) {
 	if !addr.IsValid() {
-		return listenUnix(a.Socket)
+		return listenUnix(a.Socket, 0o666)
 	}
 	var lc net.ListenConfig
+	// Go listens on MPTCP sockets by default. Their subflows send packets that carry no owner, which a rule by uid cannot
+	// match.
 	lc.SetMultipathTCP(false)
 	return within(g.place, func() (net.Listener, error) {
 		return lc.Listen(context.Background(), "tcp", addr.String())
@@ -133,7 +135,8 @@ func (g *gate) holder(addr netip.AddrPort) string {
 	return h.String()
 }
 
-func listenUnix(path string) (net.Listener, error) {
+// listenUnix opens a socket in the place of one that an earlier instance left.
+func listenUnix(path string, mode os.FileMode) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
@@ -141,7 +144,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		l.Close()
 		return nil, err
 	}

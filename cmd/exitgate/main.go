@@ -10,15 +10,13 @@ package main
 
 import (
 	"os"
-	"runtime"
 	"time"
 
 	"exitgate/cmd/internal/supervise"
+	"exitgate/netns"
 )
 
-// A main goroutine that leaves the main thread lets the runtime park that thread, which /proc/PID/ns/net and nsenter go
-// by, in whatever network namespace a goroutine had taken it to.
-func init() { runtime.LockOSThread() }
+func init() { netns.LockMainThread() }
 
 func main() {
 	// The hidden processes come first: the agent's stage must not spend time on settings, the proxy must not read any.

@@ -7,7 +7,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -33,20 +32,8 @@ func (g *gate) serveMetrics(ctx context.Context) error {
 }
 
 func listenMetrics(where string) (net.Listener, error) {
-	path, isUnix := strings.CutPrefix(where, "unix:")
-	if !isUnix {
-		return net.Listen("tcp", where)
+	if path, ok := strings.CutPrefix(where, "unix:"); ok {
+		return listenUnix(path, 0o600)
 	}
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	return net.Listen("tcp", where)
 }
