@@ -78,7 +78,7 @@ func (r *reader) source(n *yaml.Node) Source {
 	scheme, value, ok := strings.Cut(n.Value, ":")
 	s := Source{scheme, value}
 	schemes := []string{"file", "fd", "exec", "env"}
-	near := nearest(scheme, schemes)
+	near := Nearest(scheme, schemes)
 	switch {
 	case absolute(n.Value):
 		r.fail(n, "write file:"+n.Value, "from names a path without file:")

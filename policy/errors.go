@@ -169,7 +169,7 @@ func oneOf(words []string) string {
 // suggest is the mend for a word that should have been one of known: the
 // nearest of them where one is near, else all of them.
 func suggest(word string, known []string) string {
-	if near := nearest(word, known); near != "" {
+	if near := Nearest(word, known); near != "" {
 		return "did you mean " + quoted(near) + "?"
 	}
 	switch {
@@ -181,10 +181,10 @@ func suggest(word string, known []string) string {
 	return "accepted: " + oneOf(known)
 }
 
-// nearest is the known word that a slip of the fingers turns into word, or the
+// Nearest is the known word that a slip of the fingers turns into word, or the
 // one that word is the beginning of, or "". A third of the letters may be
 // wrong, at least one.
-func nearest(word string, known []string) string {
+func Nearest(word string, known []string) string {
 	const longest = 64
 	if word == "" || len(word) > longest {
 		return ""

@@ -331,3 +331,12 @@ routes:
 		t.Errorf("a mistake after a question mark: %v", err)
 	}
 }
+
+func TestNearest(t *testing.T) {
+	known := []string{"audit", "grace", "log.level", "self_test"}
+	for word, want := range map[string]string{"adit": "audit", "audti": "audit", "sel": "self_test", "log.levle": "log.level", "selftest": "self_test", "x": "", "": "", "gracee": "grace", "metrics": ""} {
+		if got := Nearest(word, known); got != want {
+			t.Errorf("%q is taken for %q, want %q", word, got, want)
+		}
+	}
+}

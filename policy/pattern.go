@@ -53,7 +53,7 @@ var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 func checkMethod(m string) error {
 	for i := range len(m) {
 		if c := m[i]; (c < 'A' || c > 'Z') && c != '-' {
-			if near := nearest(m, knownMethods); near != "" {
+			if near := Nearest(m, knownMethods); near != "" {
 				return faultf("write "+near, "method %s", quoted(m))
 			}
 			return faultf("a method is written in capitals, such as GET or POST, and one line has one", "method %s", quoted(m))
@@ -69,7 +69,7 @@ func checkMethod(m string) error {
 	case slices.Contains(knownMethods, m):
 		return nil
 	}
-	if near := nearest(m, knownMethods); near != "" {
+	if near := Nearest(m, knownMethods); near != "" {
 		return faultf("did you mean "+near+"?", "method %s", quoted(m))
 	}
 	return nil

@@ -344,15 +344,6 @@ func TestLinkerVariables(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	known := []string{"audit", "grace", "log.level", "self_test"}
-	for word, want := range map[string]string{"adit": "audit", "audti": "", "log.levle": "log.level", "selftest": "self_test", "x": "", "": "", "gracee": "grace", "metrics": ""} {
-		if got := nearest(word, known); got != want {
-			t.Errorf("%q is taken for %q, want %q", word, got, want)
-		}
-	}
-}
-
 // TestLocation: every byte of path and query stays as it was written.
 func TestLocation(t *testing.T) {
 	for s, want := range map[string]location{

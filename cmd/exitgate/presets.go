@@ -65,7 +65,7 @@ func (env *environment) printPreset(name string, asJSON bool) error {
 		return err
 	}
 	mend := "known are " + strings.Join(presetNames(), ", ")
-	if near := nearest(name, presetNames()); near != "" {
+	if near := policy.Nearest(name, presetNames()); near != "" {
 		mend = fmt.Sprintf("did you mean %q?", near)
 	}
 	return fmt.Errorf("unknown preset %q; %s", name, mend)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"exitgate/cmd/internal/supervise"
+	"exitgate/policy"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -254,7 +255,7 @@ func acceptLoosen(s *settings, text string) error {
 		word = strings.TrimSpace(word)
 		if known := supervise.LoosenNames(); !slices.Contains(known, word) {
 			mend := "write one of " + strings.Join(known, ", ")
-			if near := nearest(word, known); near != "" {
+			if near := policy.Nearest(word, known); near != "" {
 				mend = fmt.Sprintf("did you mean %q?", near)
 			}
 			return fmt.Errorf("%q is no hardening point; %s", word, mend)

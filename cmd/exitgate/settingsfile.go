@@ -80,7 +80,7 @@ func nearSetting(key string) string {
 	for _, s := range settingTable {
 		keys = append(keys, s.key)
 	}
-	if near := nearest(key, keys); near != "" {
+	if near := policy.Nearest(key, keys); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	return "known are " + strings.Join(keys, ", ") + "; what is allowed is written in the policy"
