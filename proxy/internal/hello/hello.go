@@ -2,10 +2,10 @@
 // connection, without answering it:
 //
 //	conn.SetReadDeadline(...)
-//	h, err := hello.Read(conn) // or a bufio.Reader in front of it
-//	if err != nil { ... }      // errors.Is(err, hello.ErrNoSNI) ...
-//	if normal(h.ServerName) != connectHost { ... }
-//	upstream.Write(h.Raw)      // then relay
+//	raw, name, err := hello.ServerName(conn) // or a bufio.Reader in front of it
+//	if err != nil { ... }                    // errors.Is(err, hello.ErrNoSNI) ...
+//	if normal(name) != connectHost { ... }
+//	upstream.Write(raw)                      // then relay
 //
 // Exactly one ClientHello is consumed, however it is spread over TLS records and
 // TCP segments, and its bytes are handed back for replay. What is accepted is
@@ -33,8 +33,8 @@ import (
 // record headers included.
 const MaxSize = 16 << 10
 
-// The ways in which what came is not a ClientHello that names a server. Read may
-// also return the reader's error, io.EOF if nothing came, and io.ErrUnexpectedEOF.
+// The ways in which what came is not a ClientHello that names a server. ServerName
+// may also return the reader's error, io.EOF if nothing came, and io.ErrUnexpectedEOF.
 var (
 	ErrNotTLS         = errors.New("not a TLS handshake")
 	ErrSSLv2          = errors.New("SSLv2 ClientHello")
@@ -47,37 +47,22 @@ var (
 	ErrInvalidName    = errors.New("invalid server name in the ClientHello")
 )
 
-// Hello is a ClientHello as far as it is looked into.
-type Hello struct {
-	Raw        []byte // all bytes consumed, record headers included
-	ServerName string // as it came: ASCII, a DNS name without a closing dot
-	ECH        bool   // an encrypted_client_hello extension is there, be it GREASE
-}
-
-// ServerName reads exactly one ClientHello and returns the bytes it consumed, with
-// or without an error, and the name of the server the client asks for.
-func ServerName(r io.Reader) (raw []byte, sni string, err error) {
-	h, err := Read(r)
-	return h.Raw, h.ServerName, err
-}
-
-// Read reads exactly one ClientHello. On error, Raw is what was consumed and
-// ServerName is empty.
-func Read(r io.Reader) (Hello, error) {
+// ServerName reads exactly one ClientHello. It returns all bytes it consumed, with
+// or without an error, and the name of the server the client asks for as it came:
+// ASCII, a DNS name without a closing dot; "" with an error.
+func ServerName(r io.Reader) (raw []byte, name string, err error) {
 	raw, msg, err := readMessage(r)
 	if err != nil {
-		return Hello{Raw: raw}, err
+		return raw, "", err
 	}
-	name, ech, err := parse(msg)
-	if err == nil {
-		if theirs, asked := nameForCryptoTLS(raw); !asked || theirs != name {
-			err = ErrMalformed
-		}
-	}
+	name, err = parse(msg)
 	if err != nil {
-		return Hello{Raw: raw}, err
+		return raw, "", err
 	}
-	return Hello{Raw: raw, ServerName: name, ECH: ech}, nil
+	if theirs, asked := nameForCryptoTLS(raw); !asked || theirs != name {
+		return raw, "", ErrMalformed
+	}
+	return raw, name, nil
 }
 
 const (

@@ -58,12 +58,12 @@ func TestRealHellos(t *testing.T) {
 				raw := fragment(whole, size)
 				for _, wrap := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader, iotest.DataErrReader} {
 					src := io.MultiReader(bytes.NewReader(raw), strings.NewReader("early data"))
-					h, err := Read(wrap(src))
-					if err != nil || h.ServerName != "api.anthropic.com" || h.ECH {
-						t.Fatalf("records of %d: %q, ECH %v, %v", size, h.ServerName, h.ECH, err)
+					got, sni, err := ServerName(wrap(src))
+					if err != nil || sni != "api.anthropic.com" {
+						t.Fatalf("records of %d: %q, %v", size, sni, err)
 					}
-					if !bytes.Equal(h.Raw, raw) {
-						t.Fatalf("records of %d: consumed %d bytes, not the %d of the hello", size, len(h.Raw), len(raw))
+					if !bytes.Equal(got, raw) {
+						t.Fatalf("records of %d: consumed %d bytes, not the %d of the hello", size, len(got), len(raw))
 					}
 				}
 			}
@@ -218,12 +218,12 @@ func TestMadeHellos(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			h, err := Read(bytes.NewReader(tt.in))
-			if !errors.Is(err, tt.err) || h.ServerName != tt.name {
-				t.Errorf("got %q, %v; want %q, %v", h.ServerName, err, tt.name, tt.err)
+			raw, sni, err := ServerName(bytes.NewReader(tt.in))
+			if !errors.Is(err, tt.err) || sni != tt.name {
+				t.Errorf("got %q, %v; want %q, %v", sni, err, tt.name, tt.err)
 			}
-			if !bytes.HasPrefix(tt.in, h.Raw) {
-				t.Error("Raw is not what came first")
+			if !bytes.HasPrefix(tt.in, raw) {
+				t.Error("raw is not what came first")
 			}
 		})
 	}
@@ -236,11 +236,14 @@ func many(n int) (exts [][2]any) {
 	return exts
 }
 
+const extECH = 0xfe0d // RFC 9849
+
+// The outer name counts.
 func TestECH(t *testing.T) {
 	outer := []byte{0, 0, 1, 0, 1, 9, 0, 1, 7, 0, 1, 7} // HKDF-SHA256, AES-128-GCM, config 9
-	h, err := Read(bytes.NewReader(record(newMessage(serverName("outer.example"), ext(extECH, outer)).bytes())))
-	if err != nil || !h.ECH || h.ServerName != "outer.example" {
-		t.Errorf("got %+v, %v", h, err)
+	_, sni, err := ServerName(bytes.NewReader(record(newMessage(serverName("outer.example"), ext(extECH, outer)).bytes())))
+	if err != nil || sni != "outer.example" {
+		t.Errorf("got %q, %v", sni, err)
 	}
 }
 
@@ -255,9 +258,9 @@ func TestReaderError(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever comes, Raw is a prefix of it, an error comes without a name,
+// FuzzServerName: whatever comes, raw is a prefix of it, an error comes without a name,
 // and crypto/tls never reads another name than our parser by itself.
-func FuzzRead(f *testing.F) {
+func FuzzServerName(f *testing.F) {
 	whole := clientHello(f, &tls.Config{ServerName: "a.example", NextProtos: []string{"h2"}})
 	f.Add(whole)
 	f.Add(fragment(whole, 100))
@@ -267,39 +270,39 @@ func FuzzRead(f *testing.F) {
 	f.Add(record(newMessage(serverName("127.0.0.1")).bytes()))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		h, err := Read(bytes.NewReader(in))
-		if !bytes.HasPrefix(in, h.Raw) {
-			t.Fatal("Raw is not what came first")
+		raw, sni, err := ServerName(bytes.NewReader(in))
+		if !bytes.HasPrefix(in, raw) {
+			t.Fatal("raw is not what came first")
 		}
-		again, againErr := Read(iotest.OneByteReader(bytes.NewReader(in)))
-		if !errors.Is(againErr, err) || again.ServerName != h.ServerName || !bytes.Equal(again.Raw, h.Raw) {
-			t.Fatalf("byte by byte: %q, %v; at once: %q, %v", again.ServerName, againErr, h.ServerName, err)
+		againRaw, again, againErr := ServerName(iotest.OneByteReader(bytes.NewReader(in)))
+		if !errors.Is(againErr, err) || again != sni || !bytes.Equal(againRaw, raw) {
+			t.Fatalf("byte by byte: %q, %v; at once: %q, %v", again, againErr, sni, err)
 		}
-		if err != nil && h.ServerName != "" {
-			t.Fatalf("name %q beside error %v", h.ServerName, err)
+		if err != nil && sni != "" {
+			t.Fatalf("name %q beside error %v", sni, err)
 		}
-		raw, msg, msgErr := readMessage(bytes.NewReader(in))
+		whole, msg, msgErr := readMessage(bytes.NewReader(in))
 		if msgErr != nil {
 			return
 		}
 		// What our parser accepts by itself, before crypto/tls is asked.
-		name, _, parseErr := parse(msg)
+		name, parseErr := parse(msg)
 		theirs, asked := nameForCryptoTLS(in)
 		if parseErr == nil && asked && theirs != name {
 			t.Fatalf("crypto/tls reads %q, our parser %q", theirs, name)
 		}
-		if (err == nil) != (parseErr == nil && asked) || err == nil && (name != h.ServerName || !bytes.Equal(raw, h.Raw)) {
-			t.Fatalf("Read: %q, %v; parser: %q, %v; crypto/tls: %q, %v", h.ServerName, err, name, parseErr, theirs, asked)
+		if (err == nil) != (parseErr == nil && asked) || err == nil && (name != sni || !bytes.Equal(raw, whole)) {
+			t.Fatalf("ServerName: %q, %v; parser: %q, %v; crypto/tls: %q, %v", sni, err, name, parseErr, theirs, asked)
 		}
 	})
 }
 
-func BenchmarkRead(b *testing.B) {
+func BenchmarkServerName(b *testing.B) {
 	raw := clientHello(b, &tls.Config{ServerName: "api.anthropic.com", NextProtos: []string{"h2", "http/1.1"}})
 	b.SetBytes(int64(len(raw)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := Read(bytes.NewReader(raw)); err != nil {
+		if _, _, err := ServerName(bytes.NewReader(raw)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -7,8 +7,7 @@ import (
 )
 
 const (
-	extServerName = 0      // RFC 6066 3
-	extECH        = 0xfe0d // RFC 9849
+	extServerName = 0 // RFC 6066 3
 
 	// Browsers send some 20. The bound keeps the search for duplicates short.
 	maxExtensions = 128
@@ -53,7 +52,7 @@ func (in *input) vector16() (input, bool) {
 }
 
 // parse reads a ClientHello message (RFC 8446 4.1.2) without its header.
-func parse(msg []byte) (name string, ech bool, err error) {
+func parse(msg []byte) (name string, err error) {
 	in := input(msg)
 	version, ok1 := in.uint16()
 	_, ok2 := in.take(32) // random
@@ -62,40 +61,37 @@ func parse(msg []byte) (name string, ech bool, err error) {
 	compression, ok5 := in.vector8()
 	if !(ok1 && ok2 && ok3 && ok4 && ok5) || version>>8 != 3 || len(session) > 32 ||
 		len(suites) == 0 || len(suites)%2 != 0 || len(compression) == 0 {
-		return "", false, ErrMalformed
+		return "", ErrMalformed
 	}
 	if len(in) == 0 {
-		return "", false, ErrNoSNI
+		return "", ErrNoSNI
 	}
 	extensions, ok := in.vector16()
 	if !ok || len(in) != 0 {
-		return "", false, ErrMalformed
+		return "", ErrMalformed
 	}
 	return parseExtensions(extensions)
 }
 
-func parseExtensions(in input) (name string, ech bool, err error) {
+func parseExtensions(in input) (name string, err error) {
 	var seen []int
 	for len(in) > 0 {
 		kind, ok1 := in.uint16()
 		body, ok2 := in.vector16()
 		if !ok1 || !ok2 || len(seen) == maxExtensions || slices.Contains(seen, kind) {
-			return "", false, ErrMalformed
+			return "", ErrMalformed
 		}
 		seen = append(seen, kind)
-		switch kind {
-		case extECH:
-			ech = true
-		case extServerName:
+		if kind == extServerName {
 			if name, err = parseServerName(body); err != nil {
-				return "", false, err
+				return "", err
 			}
 		}
 	}
 	if name == "" {
-		return "", false, ErrNoSNI
+		return "", ErrNoSNI
 	}
-	return name, ech, nil
+	return name, nil
 }
 
 // parseServerName reads the one host_name that a server_name extension has; other
