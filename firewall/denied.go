@@ -20,7 +20,7 @@ type Denied struct {
 	Addr     netip.Addr // where it was to go
 	Port     uint16     // 0 where the protocol has none
 	Query    string     // the name a DNS question asks for; escaped, lower-case, without the last dot
-	Length   int        // of the whole packet in bytes, more than was looked at
+	Length   int        // of the whole packet in bytes; only its first snapLength are looked at
 }
 
 // parse fills in what the packet's own bytes say. They are the sender's: nothing

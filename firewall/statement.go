@@ -129,12 +129,11 @@ func (o oneOf) step(e *evaluation) outcome {
 	return breaks
 }
 
-// member looks a field, or a concatenation, up in a named set. Not: what is
-// there breaks, and so does what has no such field.
+// member looks a field, or a concatenation, up in a named set.
 type member struct {
 	key []Field
 	set string
-	not bool
+	not bool // matches what is not in the set; a packet without the field matches neither way
 }
 
 func (m member) String() string {

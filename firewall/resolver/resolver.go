@@ -30,7 +30,7 @@ import (
 	"exitgate/policy"
 )
 
-// Config is the outside world of a Resolver. Every field but Commit may be nil.
+// Config is the outside world of a Resolver. Every field but Commit may be left out.
 type Config struct {
 	// Root is put before etc/resolv.conf and etc/hosts; "" is "/".
 	Root string
@@ -73,12 +73,12 @@ type Resolver struct {
 	table *table
 	busy  int       // background lookups in flight
 	retry time.Time // a commit failed: not before then by Run
+	news  news
 
 	kick    chan struct{}
 	life    context.Context // ends every lookup when Run ends
 	die     context.CancelFunc
 	flights sync.WaitGroup
-	news    news
 }
 
 // New reads resolv.conf and hosts, and allows nothing until SetPolicy.
@@ -94,9 +94,6 @@ func New(cfg Config) *Resolver {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(policy.Event) {}
-	}
-	if cfg.Commit == nil {
-		cfg.Commit = func(add, del []netip.AddrPort) error { return nil }
 	}
 	r := &Resolver{cfg: cfg, kick: make(chan struct{}, 1)}
 	r.life, r.die = context.WithCancel(context.Background())
