@@ -8,10 +8,9 @@ type span struct{ from, to int }
 // finder finds all occurrences of a Set's needles in a text that grows.
 //
 // A machine finds those whose last characters stand as they are, where a sieve lets
-// it look. Those with an
-// escape among the last characters end not far behind that escape, so every end
-// there is tried. In either case it is text.chars, backwards from the end, that
-// decides, and it knows escapes everywhere.
+// it look. Those with an escape among the last characters end not far behind that
+// escape, so every end there is tried. In either case it is text.chars, backwards
+// from the end, that decides, and it knows escapes everywhere.
 type finder struct {
 	set   *Set
 	fold  bool // case does not count

@@ -1,10 +1,10 @@
-// Package scrub masks secrets in what an upstream sends to an agent, and in what
-// the proxy logs. A Set is made once from all current and retired credentials:
+// Package scrub masks secrets in what an upstream sends to an agent. A Set is made
+// once from all current and retired credentials:
 //
 //	set := scrub.NewSet(current, retired, rendered) // rendered: "Basic ..." and the like
 //	body := scrub.NewReader(resp.Body, set, scrub.Events)
 //	set.Header(resp.Header)                          // values masked, names that leak dropped
-//	log.Print(set.String(line))
+//	line = set.String(line)
 //
 // Found is a secret as it is; in base64, standard or URL alphabet, at each of the
 // three alignments, padded or not; in hex, either case; and any of these with any
@@ -109,9 +109,6 @@ func (s *Set) String(in string) string {
 	}
 	return string(b)
 }
-
-// Contains reports whether a secret is in b, in any of the encodings.
-func (s *Set) Contains(b []byte) bool { return len(s.find(b, false)) > 0 }
 
 // ContainsFold reports whether a secret is in text when the case of letters does
 // not count, as in the name of a header field, whose case net/http changes.

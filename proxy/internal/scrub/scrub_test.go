@@ -69,13 +69,16 @@ func forms(s string) map[string]string {
 	}
 }
 
+// contains says whether a secret is in b, in any of the encodings.
+func contains(s *Set, b []byte) bool { return len(s.find(b, false)) > 0 }
+
 func TestEveryForm(t *testing.T) {
 	set := NewSet([]byte(fakeKey))
 	for name, form := range forms(fakeKey) {
 		for _, around := range [][2]string{{"", ""}, {"%", "%"}, {"\\", "\\"}, {`\u00`, "00"}} {
 			in := around[0] + form + around[1]
 			t.Run(name+" in "+around[0], func(t *testing.T) {
-				if !set.Contains([]byte(in)) {
+				if !contains(set, []byte(in)) {
 					t.Fatalf("not found: %s", in)
 				}
 				got := set.String(in)
@@ -175,7 +178,7 @@ func TestSets(t *testing.T) {
 			if got := set.Bytes(in); string(got) != tt.want || string(in) != tt.in {
 				t.Errorf("Bytes: got %s of %s", got, in)
 			}
-			if set.Contains(in) != (tt.in != tt.want) {
+			if contains(set, in) != (tt.in != tt.want) {
 				t.Error("Contains says otherwise")
 			}
 		})
@@ -204,7 +207,7 @@ func TestManySecrets(t *testing.T) {
 			if i >= 30 && (name == "JSON" || name == "JSON in JSON" || strings.Contains(name, "quer")) {
 				continue // which replace what is not UTF-8, and write + for a blank
 			}
-			if !set.Contains([]byte("some text before " + form)) {
+			if !contains(set, []byte("some text before "+form)) {
 				t.Errorf("secret %d, %s: not found", i, name)
 			}
 		}
@@ -236,7 +239,7 @@ func TestHeader(t *testing.T) {
 
 func TestNilSet(t *testing.T) {
 	var s *Set
-	if s.Contains([]byte(fakeKey)) || s.ContainsFold(fakeKey) || s.String(fakeKey) != fakeKey || string(s.Bytes([]byte(fakeKey))) != fakeKey {
+	if contains(s, []byte(fakeKey)) || s.ContainsFold(fakeKey) || s.String(fakeKey) != fakeKey || string(s.Bytes([]byte(fakeKey))) != fakeKey {
 		t.Error("a nil Set found something")
 	}
 	s.Header(http.Header{"A": {fakeKey}})
