@@ -209,7 +209,7 @@ func (c *conn) badHead(err error) {
 
 // turnAway refuses what never became a request and lets the agent read why.
 func (c *conn) turnAway(r *refusal) {
-	c.begin(&http.Request{Method: ""})
+	c.begin(&http.Request{})
 	c.refuse(r, nil)
 	c.over()
 	c.linger()

@@ -48,10 +48,7 @@ func render(c *policy.Credential, s Secret) *credential {
 	if c.Kind == policy.KindAnthropic {
 		out.anthropic(value)
 	} else {
-		if out.header == "" {
-			out.header = "Authorization"
-		}
-		out.value = format(c.Format, out.header, value)
+		out.value = format(c.Format, value)
 	}
 	out.line = []string{out.value}
 	return out
@@ -72,15 +69,9 @@ func (c *credential) anthropic(value string) {
 }
 
 // format puts value into a credential's format: "basic:USER", or a text with {}.
-func format(form, header, value string) string {
+func format(form, value string) string {
 	if user, ok := strings.CutPrefix(form, "basic:"); ok {
 		return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+value))
-	}
-	if form == "" {
-		form = "{}"
-		if header == "Authorization" {
-			form = "Bearer {}"
-		}
 	}
 	return strings.Replace(form, "{}", value, 1)
 }

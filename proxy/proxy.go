@@ -33,8 +33,7 @@ import (
 // proxy dials came from here.
 type Resolver interface {
 	// Resolve returns the pinned addresses of host:port for agent; a refusal
-	// is a *Failure. agent is "" where the proxy asks on behalf of a route
-	// that every agent shares.
+	// is a *Failure.
 	Resolve(ctx context.Context, agent, host string, port uint16) (Pinned, error)
 }
 
@@ -57,7 +56,7 @@ func (f *Failure) Error() string { return f.Msg }
 // Options are the proxy's surroundings; they outlive every Config.
 type Options struct {
 	Resolver Resolver
-	Audit    func(policy.Event, Conn)                                // one call a decision, on the request's goroutine; nil: none
+	Audit    func(policy.Event, Conn)                                // one call a decision, from several goroutines; nil: none
 	Opened   func(agent string, c Conn)                              // a connection was accepted; must not block; nil: none
 	Refresh  func(credential string)                                 // an upstream answered 401 to this credential; nil: none
 	RootCAs  *x509.CertPool                                          // nil: the system's
@@ -68,10 +67,10 @@ type Options struct {
 }
 
 // Timeouts bound waiting, never a whole exchange: an answer may stream for as
-// long as it likes. A zero field takes the default. They are enforced by a sweep
-// every 250 ms, not by timers of their own.
+// long as it likes. A zero field takes the default. Most are enforced by a sweep and
+// may come 250 ms late.
 type Timeouts struct {
-	Head         time.Duration // first to last byte of a request head; 30 s
+	Head         time.Duration // first to last byte of a request head, and of a tunnel's ClientHello; 30 s
 	Idle         time.Duration // an agent's connection between requests; 5 min
 	Body         time.Duration // between two bytes of a request body; 5 min
 	FirstByte    time.Duration // request sent to head of the answer; 1 h (clients themselves wait 10 min)

@@ -263,8 +263,8 @@ func (x *exchange) relayBody(a *answer, chunked bool) error {
 	}
 }
 
-// got counts n bytes of the answer and moves on to the big buffer for a body that
-// fills the small one.
+// got counts p, bytes of the answer. After a read that filled the small buffer flush
+// moves on to the big one.
 func (x *exchange) got(p []byte, full bool) {
 	c := x.c
 	c.flow.event.BytesIn += int64(len(p))

@@ -142,9 +142,7 @@ func (c *conn) route(req *http.Request, path, query string, question bool) (*exc
 	}
 	x := c.exchange(req)
 	x.up = routed(c.agent.name, d.Rule, d.Route)
-	if x.host = f.snap.hosts[d.Route]; x.host == "" {
-		x.host = x.up.authority()
-	}
+	x.host = f.snap.hosts[d.Route]
 	x.target = d.Route.Upstream.Base + d.Rest
 	if question {
 		x.target += "?" + query
