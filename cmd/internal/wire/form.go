@@ -266,7 +266,9 @@ func (c *codec) addrs(list *[]netip.Addr) {
 		if c.addr(&a); c.bad {
 			return
 		}
-		(*list)[i] = a.Addr()
+		if c.reading { // a list that is written is not ours to touch, not even by what it holds already
+			(*list)[i] = a.Addr()
+		}
 	}
 }
 
