@@ -32,8 +32,8 @@ import (
 // Resolver turns a name into addresses that may be dialled now. Everything the
 // proxy dials came from here.
 type Resolver interface {
-	// Resolve returns the pinned addresses of host:port for agent; a refusal
-	// is a *Failure.
+	// Resolve returns the pinned addresses of host:port. agent is who waits for
+	// them: names are many agents', turns are not. A refusal is a *Failure.
 	Resolve(ctx context.Context, agent, host string, port uint16) (Pinned, error)
 }
 

@@ -314,21 +314,15 @@ func (k *keeper) stop(ctx context.Context) {
 type answers Engine
 
 // Resolve is the one road from a name to an address. Policy is asked, with the clock, before DNS is.
-func (a *answers) Resolve(ctx context.Context, agent, host string, port uint16) ([]netip.Addr, error) {
+func (a *answers) Resolve(ctx context.Context, host string, port uint16) ([]netip.Addr, error) {
 	addrs, err := a.resolver.Acquire(ctx, host, port)
 	if err == nil {
 		return addrs, nil
 	}
-	f := &proxy.Failure{Kind: "internal", Msg: err.Error()}
-	switch {
-	case errors.Is(err, resolver.ErrNotAllowed):
-		f.Kind = "denied"
-	case errors.Is(err, resolver.ErrNotFound):
-		f.Kind = "nxdomain"
-	case errors.Is(err, resolver.ErrTimeout):
-		f.Kind = "timeout"
-	case errors.Is(err, resolver.ErrAddress):
-		f.Kind = "address"
+	f := &proxy.Failure{Kind: resolver.KindInternal, Msg: err.Error()}
+	var why *resolver.Error
+	if errors.As(err, &why) {
+		f.Kind = why.Kind
 	}
 	return nil, f
 }

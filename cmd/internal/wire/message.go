@@ -7,7 +7,8 @@
 //	h.Draft(draft)                             // a head start: the proxy reads the policy while PID 1 does
 //	err = h.Configure(ctx, c, listeners)       // hands over policy, secrets and listening sockets; returns when applied
 //
-//	g := wire.NewGuest(conn, server.Configure) // in the proxy: a proxy.Resolver, and a sink for audit events
+//	g := wire.NewGuest(conn)                   // in the proxy: a proxy.Resolver, and a sink for audit events
+//	err = g.Serve(commands)                    // until PID 1 is gone; what it may tell the proxy
 //
 // Every frame is four bytes of length and a JSON object with exactly one message set; what comes with each connection or
 // request, and policies, which may be of megabytes, have a binary form. Listening sockets travel as SCM_RIGHTS beside the
@@ -88,9 +89,8 @@ type Applied struct {
 
 // Resolve asks for the addresses of a name.
 type Resolve struct {
-	Agent string
-	Host  string
-	Port  uint16
+	Host string
+	Port uint16
 }
 
 // Pinned answers Resolve: addresses that the kernel lets root reach by now, or a failure.

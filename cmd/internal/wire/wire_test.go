@@ -32,7 +32,7 @@ type desk struct {
 	entered, gate chan struct{} // slow.example.com waits between the two
 }
 
-func (d *desk) Resolve(ctx context.Context, _, host string, _ uint16) ([]netip.Addr, error) {
+func (d *desk) Resolve(ctx context.Context, host string, _ uint16) ([]netip.Addr, error) {
 	if host == "slow.example.com" {
 		d.entered <- struct{}{}
 		<-d.gate
@@ -132,7 +132,7 @@ func TestResolveCancelled(t *testing.T) {
 	_, g, _ := connect(t, d, Commands{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-d.entered; cancel() }()
-	if _, err := g.Resolve(ctx, "", "slow.example.com", 443); err == nil {
+	if _, err := g.Resolve(ctx, "claude", "slow.example.com", 443); err == nil {
 		t.Fatal("a cancelled Resolve succeeded")
 	}
 	close(d.gate)
@@ -213,10 +213,10 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 func TestDeathGivesPinsBack(t *testing.T) {
 	d := newDesk()
 	_, g, ended := connect(t, d, Commands{})
-	if _, err := g.Resolve(context.Background(), "", "api.example.com", 443); err != nil {
+	if _, err := g.Resolve(context.Background(), "claude", "api.example.com", 443); err != nil {
 		t.Fatal(err)
 	}
-	go g.Resolve(context.Background(), "", "slow.example.com", 443)
+	go g.Resolve(context.Background(), "claude", "slow.example.com", 443)
 	<-d.entered
 	g.link.conn.Close()
 	<-ended
@@ -301,7 +301,7 @@ func TestForm(t *testing.T) {
 	for _, want := range []Message{
 		{Event: &e}, {Event: &Event{Event: policy.Event{Time: time.Unix(0, 0)}}},
 		{Opened: &Opened{Agent: "claude", Conn: e.Conn}},
-		{ID: 1 << 60, Resolve: &Resolve{Agent: "claude", Host: "api.example.com", Port: 65535}},
+		{ID: 1 << 60, Resolve: &Resolve{Host: "api.example.com", Port: 65535}},
 		{ID: 7, Pinned: &Pinned{Addresses: addrs}}, {ID: 8, Pinned: &Pinned{Kind: "denied", Error: "it is not in the policy"}},
 		{Done: &Done{Host: "api.example.com", Port: 443, Addresses: addrs}},
 	} {

@@ -64,17 +64,17 @@ func takeover(g *wire.Guest, file string) {
 
 func takenLookups() map[string]wire.Resolve {
 	return map[string]wire.Resolve{
-		"an allowed name": {Agent: "agent", Host: "files.example.com", Port: 443}, "a shared route's upstream": {Host: "api.example.com", Port: 443}, "a name the policy lacks": {Agent: "agent", Host: "c2VjcmV0.attacker.example", Port: 443},
-		"an allowed name's other port": {Agent: "agent", Host: "files.example.com", Port: 22}, "an address": {Agent: "agent", Host: "45.66.77.88", Port: 443}, "loopback": {Agent: "agent", Host: "127.0.0.1", Port: 443},
-		"a host of root's list":  {Agent: "agent", Host: "deb.example.org", Port: 443},
-		"a name with a line end": {Agent: "agent", Host: "api.example.com\n.attacker.example", Port: 443}, "a long name": {Agent: "agent", Host: strings.Repeat("a.", 500) + "attacker.example", Port: 443},
+		"an allowed name": {Host: "files.example.com", Port: 443}, "a shared route's upstream": {Host: "api.example.com", Port: 443}, "a name the policy lacks": {Host: "c2VjcmV0.attacker.example", Port: 443},
+		"an allowed name's other port": {Host: "files.example.com", Port: 22}, "an address": {Host: "45.66.77.88", Port: 443}, "loopback": {Host: "127.0.0.1", Port: 443},
+		"a host of root's list":  {Host: "deb.example.org", Port: 443},
+		"a name with a line end": {Host: "api.example.com\n.attacker.example", Port: 443}, "a long name": {Host: strings.Repeat("a.", 500) + "attacker.example", Port: 443},
 	}
 }
 
 func takenResolve(g *wire.Guest, r wire.Resolve) error {
 	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 	defer stop()
-	_, err := g.Resolve(ctx, r.Agent, r.Host, r.Port)
+	_, err := g.Resolve(ctx, "agent", r.Host, r.Port)
 	return err
 }
 
