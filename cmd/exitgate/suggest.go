@@ -120,11 +120,7 @@ func (env *environment) readDenials(file string) ([]policy.Denied, error) {
 // suggestion is what the running gate suggests for what it remembers.
 func (g *gate) suggestion() string {
 	g.audit.Settle()
-	var denied []policy.Denied
-	for _, d := range g.audit.Denials() {
-		denied = append(denied, policy.Denied{Event: d.Event, Count: d.Count})
-	}
-	return policy.Suggest(denied)
+	return policy.Suggest(g.audit.Denials())
 }
 
 // parting tells a person, once, what was denied while their program ran.

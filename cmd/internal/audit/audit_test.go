@@ -357,10 +357,10 @@ func TestDenials(t *testing.T) {
 	l.Close()
 	var got []string
 	for _, d := range l.Denials() {
-		got = append(got, fmt.Sprintf("%s %s%s %d from %d to %d", d.Event.Event, d.Event.Host, d.Event.Address, d.Count, d.First.Unix(), d.Event.Time.Unix()))
+		got = append(got, fmt.Sprintf("%s %s%s %d, last at %d", d.Event.Event, d.Event.Host, d.Event.Address, d.Count, d.Event.Time.Unix()))
 	}
 	none := time.Time{}.Unix()
-	want := []string{"connect h1.example 3 from 0 to 2", fmt.Sprintf("denied_lookup statsig.example 1 from %d to %[1]d", none), fmt.Sprintf("denied_packet 1.1.1.1 1 from %d to %[1]d", none)}
+	want := []string{"connect h1.example 3, last at 2", fmt.Sprintf("denied_lookup statsig.example 1, last at %d", none), fmt.Sprintf("denied_packet 1.1.1.1 1, last at %d", none)}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -1,24 +1,13 @@
 package audit
 
-import (
-	"time"
-
-	"exitgate/policy"
-)
-
-// Denial is one thing that was denied, however often.
-type Denial struct {
-	Event policy.Event // the latest
-	Count int
-	First time.Time
-}
+import "exitgate/policy"
 
 // keepDenials bounds how many different denials are remembered; the oldest make room.
 const keepDenials = 512
 
 // denials remembers what was denied. The zero value is ready to use.
 type denials struct {
-	known map[denialKey]*Denial
+	known map[denialKey]*policy.Denied
 	order []denialKey // as first seen
 }
 
@@ -40,14 +29,14 @@ func (d *denials) add(e *policy.Event, scrub func([]byte) []byte) {
 		return
 	}
 	if d.known == nil {
-		d.known = make(map[denialKey]*Denial)
+		d.known = make(map[denialKey]*policy.Denied)
 	}
 	if len(d.order) >= keepDenials {
 		delete(d.known, d.order[0])
 		d.order = append(d.order[:0], d.order[1:]...)
 	}
 	d.order = append(d.order, key)
-	d.known[key] = &Denial{Event: clean(*e, scrub), Count: e.Times(), First: e.Time}
+	d.known[key] = &policy.Denied{Event: clean(*e, scrub), Count: e.Times()}
 }
 
 // clean scrubs what the agent or an upstream had a hand in, as a line of the log is.
@@ -60,11 +49,11 @@ func clean(e policy.Event, scrub func([]byte) []byte) policy.Event {
 	return e
 }
 
-// Denials returns the denials remembered, in the order in which they were first seen.
-func (l *Log) Denials() []Denial {
+// Denials returns the denials remembered, in the order in which they were first seen; each event has the time of the latest.
+func (l *Log) Denials() []policy.Denied {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := make([]Denial, len(l.denials.order))
+	all := make([]policy.Denied, len(l.denials.order))
 	for i, key := range l.denials.order {
 		all[i] = *l.denials.known[key]
 	}
