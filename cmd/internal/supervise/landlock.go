@@ -142,15 +142,16 @@ func proxyReads() []string {
 	return paths
 }
 
-// restrictProxy leaves the process files to read and none to write, make, remove or execute. False: the kernel has no Landlock.
-func restrictProxy() (bool, error) {
+// restrictProxy leaves the process files to read and none to write, make, remove or execute; on a kernel without Landlock it
+// does nothing.
+func restrictProxy() error {
 	abi := landlockABI()
 	if abi == 0 {
-		return false, nil
+		return nil
 	}
 	r, err := newRuleset(unix.LandlockRulesetAttr{Handled_access_fs: fileAccess(abi)})
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer r.close()
 	for _, path := range proxyReads() {
@@ -161,7 +162,7 @@ func restrictProxy() (bool, error) {
 		err = errors.Join(err, r.allowBeneath(landlockRead, path))
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	return true, r.enforce(allThreads)
+	return r.enforce(allThreads)
 }

@@ -249,7 +249,7 @@ func proxyProgram(args []string) int {
 	case how == "all":
 		err = HardenProxy()
 	case how == "landlock":
-		err = errors.Join(allThreads.setNoNewPrivs(), func() error { _, err := restrictProxy(); return err }())
+		err = errors.Join(allThreads.setNoNewPrivs(), restrictProxy())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

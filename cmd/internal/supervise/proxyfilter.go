@@ -118,7 +118,7 @@ func HardenProxy() error {
 		setNoCore,
 		setUndumpable,
 		allThreads.setNoNewPrivs,
-		func() error { _, err := restrictProxy(); return err },
+		restrictProxy,
 		allThreads.disarm,
 		func() error { return allThreads.installFilter(proxyFilter(unix.Getpid())) },
 	} {

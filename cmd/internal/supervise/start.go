@@ -112,7 +112,7 @@ func (s *Supervisor) startLocked(p Process) (*Child, error) {
 		return nil, fmt.Errorf("start %s: %s: %w", p.Name, p.Path, err)
 	}
 	if lend {
-		s.tty.lentTo(pid)
+		s.tty.nowLent()
 	}
 	child := &Child{PID: pid, Name: p.Name, s: s, done: make(chan struct{})}
 	s.children[pid] = child

@@ -46,7 +46,7 @@ type Options struct {
 	Stopped func(sig unix.Signal)
 }
 
-// Process is a program to start that is not an agent.
+// Process is a program to start. An agent's is StartAgent's to fill in.
 type Process struct {
 	Name       string // for the log
 	Path       string

@@ -58,8 +58,8 @@ func (t *terminal) oursToLend() bool {
 	return err == nil && pgrp == unix.Getpgrp()
 }
 
-// lentTo notes that a child has made its group the foreground one.
-func (t *terminal) lentTo(int) {
+// nowLent notes that a child has made its group the foreground one.
+func (t *terminal) nowLent() {
 	t.mu.Lock()
 	t.lent = true
 	t.mu.Unlock()
@@ -72,19 +72,17 @@ func (t *terminal) lend(pgrp int) {
 	t.lent = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, pgrp) == nil
 }
 
-// reclaim makes this process's group the foreground one, if it lent the terminal, and reports whether it had.
-func (t *terminal) reclaim() bool {
+// reclaim makes this process's group the foreground one, if it lent the terminal.
+func (t *terminal) reclaim() {
 	if t == nil {
-		return false
+		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	lent := t.lent
-	if lent {
+	if t.lent {
 		_ = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, unix.Getpgrp())
 	}
 	t.lent = false
-	return lent
 }
 
 func (t *terminal) isLent() bool {
