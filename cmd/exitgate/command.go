@@ -8,7 +8,7 @@ import (
 	"exitgate/policy"
 )
 
-// command is how a process becomes the named agent: its ids, and the environment that POLICY.md section 1 gives it.
+// command is how a process becomes the named agent: its ids, and the environment that the policy gives it.
 // Argv and Dir are the caller's to fill in. It is the one source of that for run, exec and env.
 func (g *gate) command(name string, inherited []string) (supervise.Command, error) {
 	p := g.engine.Policy()

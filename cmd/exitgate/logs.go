@@ -14,10 +14,9 @@ import (
 
 // Where log and audit go when stderr is the agent's terminal: nothing may draw over an interactive program.
 const (
-	runDir      = "/run/exitgate"
-	quietLog    = runDir + "/exitgate.log"
-	quietAudit  = "file:" + runDir + "/audit.jsonl"
-	quietLogMax = 0o600
+	runDir     = "/run/exitgate"
+	quietLog   = runDir + "/exitgate.log"
+	quietAudit = "file:" + runDir + "/audit.jsonl"
 )
 
 // openLogs opens the log and the audit, as the settings say.
@@ -28,7 +27,7 @@ func (g *gate) openLogs(interactive bool) error {
 		if err := os.MkdirAll(filepath.Join("/", g.env.root, runDir), 0o711); err != nil {
 			return err
 		}
-		f, err := os.OpenFile(filepath.Join("/", g.env.root, quietLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, quietLogMax)
+		f, err := os.OpenFile(filepath.Join("/", g.env.root, quietLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return fmt.Errorf("%w; mount a writable directory there (`--tmpfs %s`)", err, runDir)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"exitgate/cmd/internal/probe"
 	"exitgate/cmd/internal/supervise"
+	"exitgate/firewall"
 	"exitgate/policy"
 
 	"github.com/spf13/cobra"
@@ -66,7 +67,7 @@ func (g *gate) selfTest(ctx context.Context, name string) (probe.Verdict, error)
 	if err != nil {
 		return probe.Verdict{}, err
 	}
-	denied := after["agent_denied"].Packets - before["agent_denied"].Packets
+	denied := after[firewall.CounterAgent].Packets - before[firewall.CounterAgent].Packets
 	return probe.Judge(tests, results, probe.Seen{Reached: canaries.reached(), Denied: denied}), nil
 }
 

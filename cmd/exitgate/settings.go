@@ -48,7 +48,7 @@ type setting struct {
 }
 
 var settingTable = []setting{
-	{"policy", "/etc/exitgate/policy.yaml", "the policy `file`", nonEmpty(func(s *settings) *string { return &s.Policy })},
+	{"policy", "/etc/exitgate/policy.yaml", "the policy `file`", anyText(func(s *settings) *string { return &s.Policy })},
 	{"log.level", "info", "`level` of the log: debug, info, warn or error", oneOf(func(s *settings) *string { return &s.LogLevel }, "debug", "info", "warn", "error")},
 	{"log.format", "", "`format` of the log: json or text (default: text on a terminal, else json)", oneOf(func(s *settings) *string { return &s.LogFormat }, "json", "text")},
 	{"audit", "stderr", "where decisions are written: stderr, `file:PATH` or none", acceptAudit},
@@ -173,7 +173,7 @@ func (env *environment) logFormat() string {
 	return "json"
 }
 
-func nonEmpty(field func(*settings) *string) func(*settings, string) error {
+func anyText(field func(*settings) *string) func(*settings, string) error {
 	return func(s *settings, text string) error { *field(s) = text; return nil }
 }
 

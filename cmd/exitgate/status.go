@@ -53,7 +53,7 @@ func (env *environment) status(wait string, asJSON bool) error {
 	if asJSON {
 		err = env.printJSON(s)
 	} else {
-		err = env.printStatus(s)
+		env.printStatus(s)
 	}
 	if err == nil && s.State != "ready" {
 		return exitError{code: exitDegraded}

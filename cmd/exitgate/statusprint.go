@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"exitgate/cmd/internal/engine"
+	"exitgate/firewall"
 )
 
 // mostChanges bounds what is shown of a reload's diff.
 const mostChanges = 6
 
 // printStatus is status for people.
-func (env *environment) printStatus(s engine.Status) error {
+func (env *environment) printStatus(s engine.Status) {
 	p := env.paper()
 	colour := map[string]string{"ready": good, "degraded": bad}[s.State]
 	if colour == "" {
@@ -44,14 +45,13 @@ func (env *environment) printStatus(s engine.Status) error {
 	}
 	printHosts(p, s.Hosts)
 	p.row("resolvers", "", strings.Join(s.Resolvers, " "))
-	p.row("denied", "", fmt.Sprintf("packets: agent %d, root %d, inbound %d", s.Denied["agent_denied"], s.Denied["root_denied"], s.Denied["inbound_denied"]))
+	p.row("denied", "", fmt.Sprintf("packets: agent %d, root %d, inbound %d", s.Denied[firewall.CounterAgent], s.Denied[firewall.CounterRoot], s.Denied[firewall.CounterInbound]))
 	p.row("sets", "", counts(s.Sets))
 	if s.Drift.Repairs+s.Drift.Failures > 0 {
 		p.row("drift", warn, fmt.Sprintf("%d foreign changes undone, %d not: %s", s.Drift.Repairs, s.Drift.Failures, s.Drift.What))
 	}
 	p.rows("hardening", warn, s.Hardening)
 	p.rows("warnings", warn, slices.DeleteFunc(s.Warnings, func(w string) bool { return slices.Contains(s.Hardening, w) }))
-	return nil
 }
 
 // first is the label of the first row of several.

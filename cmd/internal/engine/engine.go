@@ -46,7 +46,7 @@ type Options struct {
 	Program    func(pid int, a policy.Agent) string                                      // what a process of the agent's runs, for the audit; nil: unknown
 	Log        func(format string, args ...any)                                          // what went wrong, or may
 	Note       func(format string, args ...any)                                          // what came to pass; nil: silent
-	Now        func() time.Time                                                          //
+	Now        func() time.Time                                                          // nil: time.Now
 	FileRoot   string                                                                    // "" is /; resolv.conf and hosts are read below it
 	Lost       func(why string)                                                          // the fence cannot be kept: the agent must end
 	DenyLog    func() (*firewall.DenyLog, error)                                         // opens the log of refused packets, in the fenced namespace

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"exitgate/firewall"
@@ -45,11 +46,11 @@ func (f *fixed) shrink(want firewall.Contents) error {
 }
 
 func merge(a, b firewall.Contents) firewall.Contents {
-	a.Listeners = append(a.Listeners[:len(a.Listeners):len(a.Listeners)], b.Listeners...)
-	a.Resolvers = append(a.Resolvers[:len(a.Resolvers):len(a.Resolvers)], b.Resolvers...)
-	a.Published = append(a.Published[:len(a.Published):len(a.Published)], b.Published...)
-	a.OwnLoopback = append(a.OwnLoopback[:len(a.OwnLoopback):len(a.OwnLoopback)], b.OwnLoopback...)
-	a.RootLoopback = append(a.RootLoopback[:len(a.RootLoopback):len(a.RootLoopback)], b.RootLoopback...)
+	a.Listeners = slices.Concat(a.Listeners, b.Listeners)
+	a.Resolvers = slices.Concat(a.Resolvers, b.Resolvers)
+	a.Published = slices.Concat(a.Published, b.Published)
+	a.OwnLoopback = slices.Concat(a.OwnLoopback, b.OwnLoopback)
+	a.RootLoopback = slices.Concat(a.RootLoopback, b.RootLoopback)
 	return a
 }
 

@@ -18,7 +18,7 @@ type listenerKey struct{ agent, address string }
 // listeners are the sockets that PID 1 keeps open whatever becomes of the proxy: while they are, a connecting agent
 // waits in the backlog instead of being refused, and nobody else can take the port.
 type listeners struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // guards open
 	open map[listenerKey]net.Listener
 }
 

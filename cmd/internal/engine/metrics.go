@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are the counters of POLICY.md section 6. Decisions are counted where their audit line passes, so the two
+// metrics are what Prometheus may ask for. Decisions are counted where their audit line passes, so the two
 // cannot disagree; what the kernel or the proxy counts is read when somebody asks.
 type metrics struct {
 	Registry *prometheus.Registry

@@ -10,7 +10,7 @@ import (
 
 // Status is what `exitgate status --json` prints: stable, never a value of a credential. Durations are seconds.
 type Status struct {
-	State       string             `json:"state"` // starting, ready, degraded, stopping
+	State       string             `json:"state"` // starting, ready, degraded
 	Why         []string           `json:"why,omitempty"`
 	Mode        string             `json:"mode"`
 	PID         int                `json:"pid"`
