@@ -1,4 +1,5 @@
-// Package caller finds the process at the far end of a loopback TCP connection, for the audit.
+// Package caller finds whose process holds a socket of the fenced namespace: the far end of a TCP connection over loopback,
+// the sender of a refused packet, the listener at an address. The audit and errors name it.
 //
 //	f, err := caller.New()
 //	pid, exe := f.Find(caller.Tuple{Client: remote, Server: local}, caller.Owner{UID: 1000, GID: 1000})

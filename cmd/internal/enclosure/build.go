@@ -72,7 +72,7 @@ func (p *Plan) hold() (all []shown, err error) {
 	}
 	for _, path := range system {
 		if st, err := os.Lstat(path); err != nil || !st.IsDir() {
-			continue // a link is made anew, by linkSystem
+			continue // a link is made anew, of those that systemLinks found
 		}
 		if err := add(shown{path: path, readOnly: true}); err != nil {
 			return all, err

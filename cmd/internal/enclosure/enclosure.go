@@ -1,9 +1,10 @@
 // Package enclosure makes the file system, the pid namespace and the terminal of an agent on a plain host.
 //
-//	plan, err := enclosure.Draw(enclosure.Wish{Dir: dir, Home: home, Binds: binds, Owner: id})  // outside; what will be seen
-//	inner := supervisor.Start(supervise.Process{..., Namespaces: enclosure.Namespaces})         // fresh namespaces
-//	master, err := plan.Build(terminal)                        // inside, as their first process, before the agent
-//	relay := enclosure.NewRelay(master); relay.Start()         // outside: the user's terminal and the agent's are one
+//	plan, err := enclosure.Draw(enclosure.Wish{Dir: dir, Home: home, UID: uid, GID: gid})    // outside; what will be seen
+//	inner, err := supervisor.Start(supervise.Process{..., Namespaces: enclosure.Namespaces}) // fresh namespaces
+//	master, err := plan.Build(terminal)        // inside, as their first process, before the agent
+//	relay, err := enclosure.NewRelay(master)   // outside: the user's terminal and the agent's are one
+//	relay.Start()
 //
 // The agent sees the system's programs and settings read-only, its working directory and what was named as they are, and
 // everything else empty and fresh: its home, /tmp, /run, /var, /dev/shm, /proc. A read-only mount does not stop a connect to a

@@ -147,7 +147,7 @@ func (g *Guest) apply(c Commands, m *Configure, files []*os.File) *Applied {
 	return &Applied{Digest: p.Digest()}
 }
 
-// pinned hands an answer over. Nobody waits for it when the request was cancelled meanwhile: the pins go back.
+// pinned hands an answer to Resolve, or to giveBackLate where the request was cancelled meanwhile.
 func (g *Guest) pinned(id uint64, p *Pinned) {
 	g.mu.Lock()
 	q, ok := g.waiting[id]

@@ -262,7 +262,7 @@ func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*M
 	}
 }
 
-// Draft sends a policy that a Configure may follow for, unless it is the last one that was sent.
+// Draft sends the text of a policy, which a later Configure may put in force. The text that was sent last is not sent again.
 func (h *Host) Draft(d Draft) error {
 	h.drafting.Lock()
 	defer h.drafting.Unlock()
