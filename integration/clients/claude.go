@@ -169,14 +169,8 @@ func (s *scene) strangers() error {
 
 // judgeClaude looks at what the API received.
 func (s *scene) judgeClaude() error {
-	tools := 0
-	for _, seen := range s.upstreams[anthropicHost].Seen() {
-		if strings.Contains(string(seen.Body), toolOutput) {
-			tools++
-		}
-	}
-	if tools == 0 {
-		return errors.New("the tool's output never arrived")
+	if err := s.toolRan(anthropicHost); err != nil {
+		return err
 	}
 	if len(s.env["ANTHROPIC_UNIX_SOCKET"]) > 0 {
 		for _, c := range s.calls {

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// pkg is a package of the npm registry, at a version that was tried, so that a run fails for what changed here. In name and version {arch} stands for this machine's, as npm calls it, and {newest} for the
-// version that the registry calls latest.
+// pkg is a package of the npm registry, at a version that was tried, so that a run fails for what changed here. In name and
+// version {arch} stands for this machine's, as npm calls it, and {newest} for the version that the registry calls latest.
 type pkg struct {
 	name, version string
 	as            string // the name under which modes find its directory

@@ -51,8 +51,8 @@ func (s *screen) step(title string) {
 }
 
 // say prints a line of the story, broken at words.
-func (s *screen) say(format string, args ...any) {
-	for _, line := range wrap(fmt.Sprintf(format, args...), width-3) {
+func (s *screen) say(text string) {
+	for _, line := range wrap(text, width-3) {
 		fmt.Fprintf(s.out, "   %s\n", line)
 	}
 }

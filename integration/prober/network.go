@@ -161,16 +161,14 @@ func established(fd int, limit time.Duration) error {
 	return err
 }
 
-func receive(fd, max int, limit time.Duration) ([]byte, error) {
+func receive(fd, most int, limit time.Duration) ([]byte, error) {
 	if err := poll(fd, unix.POLLIN, limit); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, max)
+	buf := make([]byte, most)
 	n, _, err := unix.Recvfrom(fd, buf, 0)
-	return buf[:max0(n)], err
+	return buf[:max(n, 0)], err
 }
-
-func max0(n int) int { return max(n, 0) }
 
 func poll(fd int, what int16, limit time.Duration) error {
 	until := time.Now().Add(limit)

@@ -14,7 +14,7 @@
 //	unix                           connect to a unix socket: a path, or @NAME for an abstract one
 //	sweep                          connect to every port of Address (a bare address); counts outcomes by errno
 //	fill                           send a datagram to Address, which is on loopback, from Count different loopback sources
-//	call                           a system call by name (Call) upon a process (PID): ptrace, pidfd_getfd, unshare_user ...
+//	call                           a system call by name (Call) upon a process (PID): ptrace, pidfd_getfd, unshare_net ...
 //	http                           dial, CONNECT to Tunnel if set, TLS to ServerName if set, send Data, read the answer
 //	hold                           as http without an answer or tcp: keep sending Data every Every until it fails; one result when up, one at the end
 //	connect                        CONNECT to Tunnel, and no more

@@ -19,7 +19,7 @@ type CA struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 
-	mu    sync.Mutex // guards following
+	mu    sync.Mutex // guards cache
 	cache map[string]*tls.Certificate
 }
 
@@ -44,13 +44,6 @@ func newCA(name string) (*CA, error) {
 // PEM is the authority's certificate, as it stands in a box's certificate bundle.
 func (c *CA) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.cert.Raw})
-}
-
-// Pool holds the authority alone.
-func (c *CA) Pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(c.cert)
-	return p
 }
 
 // Issue returns a certificate for name (a host or an address), valid until notAfter.

@@ -6,7 +6,7 @@
 //		inside, code, err := rig.Enter()            // runs itself again in fresh net, mount, pid, ipc and uts namespaces
 //		...
 //	}
-//	w, _ := rig.NewWorld()                              // an own stretch of the internet: addresses, DNS, CA
+//	w, _ := rig.NewWorld()                              // a small internet: addresses, DNS, CA
 //	up, _ := w.HTTPS("api.example.com", rig.Server{})   // a TLS server by that name, which keeps what arrived
 //	box, _ := rig.Start(rig.Config{World: w, Binary: bin, Policy: policy})
 //	res := box.Agent().Do(prober.Probe{Op: "tcp", Address: "1.1.1.1:443"})
@@ -77,7 +77,7 @@ var ErrNeedsRoot = errors.New("namespaces need root (CAP_SYS_ADMIN, CAP_NET_ADMI
 // Enter runs the program again, with the same arguments, as PID 1 of namespaces of its own, waits for it and returns its exit code.
 // In that second run inside is true and the surroundings are ready: private mounts, loopback up, a tmpfs on /run that is also TMPDIR.
 func Enter() (inside bool, code int, err error) {
-	if os.Getenv(insideVar) != "" {
+	if Inside() {
 		os.Unsetenv(insideVar)
 		return true, 0, settle()
 	}

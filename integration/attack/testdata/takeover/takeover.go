@@ -1,5 +1,5 @@
 // Package main is a proxy that somebody has taken over: what it tries once it runs as the proxy. The test builds it into the binary, by
-// an overlay, and has runProxy start it behind HardenProxy.
+// an overlay, and has runProxy start it behind HardenProxy. Names begin with taken, since they stand among the program's own.
 package main
 
 import (
@@ -31,7 +31,7 @@ func init() {
 	}
 }
 
-// orders are what the test knows: addresses, and whom to reach for.
+// takenOrders are what the test knows: addresses, and whom to reach for.
 type takenOrders struct {
 	Elsewhere4, Elsewhere6, DNS4, DNS6, Pinned, Gate netip.AddrPort
 	Other                                            int
@@ -78,7 +78,7 @@ func takenResolve(g *wire.Guest, r wire.Resolve) error {
 	return err
 }
 
-// word is an error in a word.
+// takenWord is an error in a word.
 func takenWord(err error) string {
 	var errno unix.Errno
 	switch {
@@ -151,7 +151,7 @@ func takenOpen(path string, flags int) error {
 	return err
 }
 
-// control connects to the control socket.
+// takenControl connects to the control socket.
 func takenControl() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -196,7 +196,7 @@ func takenFork() error {
 	return nil
 }
 
-// execute names what is no program: ENOEXEC says that it would have been one's.
+// takenExecute runs a file that is no program: ENOEXEC says that a program would have run.
 func takenExecute() error {
 	path, _ := unix.BytePtrFromString("/etc/exitgate/noprogram")
 	err := takenCall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(path)), 0, 0)
@@ -224,14 +224,14 @@ func takenExecutable() error {
 	return err
 }
 
-// takeCapabilities asks for NET_ADMIN where it was not given up.
+// takenTakeCapabilities asks for NET_ADMIN where it was not given up.
 func takenTakeCapabilities() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: 1 << unix.CAP_NET_ADMIN, Permitted: 1 << unix.CAP_NET_ADMIN}}
 	return unix.Capset(&header, &data[0])
 }
 
-// identity is what the kernel says of this process.
+// takenIdentity is what the kernel says of this process.
 func takenIdentity() string {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
