@@ -3,7 +3,6 @@ package proxy
 import (
 	"net"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,9 +11,8 @@ import (
 	"exitgate/policy"
 )
 
-// record writes one audit line and counts it.
+// record writes one audit line.
 func (s *Server) record(e policy.Event, c Conn) {
-	s.stats.decision(&e)
 	if s.opt.Audit != nil {
 		s.opt.Audit(e, c)
 	}
@@ -107,41 +105,6 @@ type counters struct {
 	pins    atomic.Int64
 	tunnels atomic.Int64
 	latency histogram
-
-	mu        sync.Mutex
-	decisions map[DecisionCount]uint64     // guarded by mu; Count is zero in the keys
-	tokens    map[[2]string]*policy.Tokens // guarded by mu; by agent and route
-}
-
-// maxDecisions bounds the kinds that are told apart: agents, rules and events
-// are the policy's, so only a great many reloads could come near it.
-const maxDecisions = 10000
-
-func (c *counters) init() {
-	c.decisions = map[DecisionCount]uint64{}
-	c.tokens = map[[2]string]*policy.Tokens{}
-}
-
-func (c *counters) decision(e *policy.Event) {
-	key := DecisionCount{Agent: e.Agent, Event: e.Event, Decision: e.Decision, Rule: e.Rule}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.decisions[key]; !ok && len(c.decisions) >= maxDecisions {
-		key.Rule = "other"
-	}
-	c.decisions[key]++
-	if e.Tokens == nil {
-		return
-	}
-	sum := c.tokens[[2]string{e.Agent, e.Rule}]
-	if sum == nil {
-		sum = &policy.Tokens{}
-		c.tokens[[2]string{e.Agent, e.Rule}] = sum
-	}
-	sum.Input += e.Tokens.Input
-	sum.Output += e.Tokens.Output
-	sum.CacheRead += e.Tokens.CacheRead
-	sum.CacheCreation += e.Tokens.CacheCreation
 }
 
 // latencyBounds are seconds: from a loopback upstream to a long thought.

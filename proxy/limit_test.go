@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"exitgate/policy"
 )
 
 // curl asks through a unix socket as another user.
@@ -411,16 +409,5 @@ func TestTunnelUploadLimit(t *testing.T) {
 	}
 	if e := r.event(); e.Event != "limit" || e.Decision != "deny" {
 		t.Errorf("audit %+v", e)
-	}
-}
-
-func TestDecisionLimitKey(t *testing.T) {
-	var c counters
-	c.init()
-	for i := range maxDecisions + 100 {
-		c.decision(&policy.Event{Agent: "a", Event: "request", Rule: fmt.Sprint("route/", i), Decision: "allow"})
-	}
-	if n := len(c.decisions); n > maxDecisions+1 {
-		t.Errorf("%d kinds", n)
 	}
 }

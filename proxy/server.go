@@ -68,7 +68,6 @@ func New(o Options) *Server {
 	var run [4]byte
 	_, _ = rand.Read(run[:])
 	s.runs = hex.EncodeToString(run[:]) + "-"
-	s.stats.init()
 	return s
 }
 

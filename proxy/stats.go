@@ -4,17 +4,14 @@ import (
 	"cmp"
 	"runtime"
 	"slices"
-	"strings"
-
-	"exitgate/policy"
 )
 
-// Stats are counters since the Server was made, and gauges of now.
+// Stats are counters since the Server was made, and gauges of now. Their size is
+// bounded by the number of agents: decisions and tokens, of which there are kinds
+// for every rule, are for the receiver of Options.Audit to count.
 type Stats struct {
 	Generation uint64
 	Agents     []AgentStats
-	Decisions  []DecisionCount
-	Tokens     []TokenCount
 	Upstream   Histogram // seconds from a request's head sent to its answer's head read
 	Tunnels    int       // CONNECT tunnels open now
 	Pooled     int       // idle upstream connections now
@@ -31,18 +28,6 @@ type AgentStats struct {
 	BytesOut    uint64 // from the agent to the upstream
 }
 
-// DecisionCount counts the audit lines of one kind.
-type DecisionCount struct {
-	Agent, Event, Decision, Rule string
-	Count                        uint64
-}
-
-// TokenCount sums the tokens that a route's upstream reported.
-type TokenCount struct {
-	Agent, Route string
-	Tokens       policy.Tokens
-}
-
 // Histogram has one count per upper bound (seconds), not cumulative; the last
 // count is of what was slower than every bound.
 type Histogram struct {
@@ -51,7 +36,7 @@ type Histogram struct {
 	Sum    float64 // seconds
 }
 
-// Stats reads the counters. Agents, decisions and tokens are in order of name.
+// Stats reads the counters. Agents are in order of name.
 func (s *Server) Stats() Stats {
 	out := Stats{
 		Upstream: s.stats.latency.read(),
@@ -71,21 +56,6 @@ func (s *Server) Stats() Stats {
 		})
 	}
 	s.mu.Unlock()
-	s.stats.mu.Lock()
-	for key, n := range s.stats.decisions {
-		key.Count = n
-		out.Decisions = append(out.Decisions, key)
-	}
-	for key, t := range s.stats.tokens {
-		out.Tokens = append(out.Tokens, TokenCount{Agent: key[0], Route: strings.TrimPrefix(key[1], "route/"), Tokens: *t})
-	}
-	s.stats.mu.Unlock()
 	slices.SortFunc(out.Agents, func(a, b AgentStats) int { return cmp.Compare(a.Agent, b.Agent) })
-	slices.SortFunc(out.Tokens, func(a, b TokenCount) int {
-		return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Route, b.Route))
-	})
-	slices.SortFunc(out.Decisions, func(a, b DecisionCount) int {
-		return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Event, b.Event), cmp.Compare(a.Decision, b.Decision), cmp.Compare(a.Rule, b.Rule))
-	})
 	return out
 }

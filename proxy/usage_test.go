@@ -116,13 +116,10 @@ func TestUsageIsReported(t *testing.T) {
 			if _, body := r.get("POST", "/v1/messages", "Content-Length: 0"); body != sse {
 				t.Errorf("body %q", body)
 			}
-			if e := r.event(); e.Tokens == nil || e.Tokens.Output != 15 {
-				t.Errorf("audit %+v", e)
+			want := policy.Tokens{Input: 25, Output: 15, CacheRead: 9, CacheCreation: 7}
+			if diff := cmp.Diff(&want, r.event().Tokens); diff != "" {
+				t.Errorf("audit (-want +got):\n%s", diff)
 			}
-		}
-		want := []TokenCount{{"claude", "anthropic", policy.Tokens{Input: 50, Output: 30, CacheRead: 18, CacheCreation: 14}}}
-		if diff := cmp.Diff(want, r.srv.Stats().Tokens); diff != "" {
-			t.Errorf("stats (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -165,10 +162,6 @@ func TestUsageOfAborted(t *testing.T) {
 		if diff := cmp.Diff(&one, r.event().Tokens); diff != "" {
 			t.Errorf("audit of the one that was left (-want +got):\n%s", diff)
 		}
-		want := []TokenCount{{"claude", "anthropic", policy.Tokens{Input: 50, Output: 2, CacheRead: 18, CacheCreation: 14}}}
-		if diff := cmp.Diff(want, r.srv.Stats().Tokens); diff != "" {
-			t.Errorf("stats (-want +got):\n%s", diff)
-		}
 	})
 }
 
@@ -183,13 +176,6 @@ func TestStats(t *testing.T) {
 	got := r.srv.Stats()
 	if got.Generation != 1 || got.Pooled != 1 || got.Pins != 1 || got.Tunnels != 0 || len(got.Agents) != 1 || got.Agents[0].BytesIn != 2 {
 		t.Errorf("%+v", got)
-	}
-	want := []DecisionCount{
-		{"claude", "request", "allow", "route/anthropic", 1},
-		{"claude", "request", "deny", "route/anthropic", 1},
-	}
-	if diff := cmp.Diff(want, got.Decisions); diff != "" {
-		t.Errorf("decisions (-want +got):\n%s", diff)
 	}
 	var n uint64
 	for _, c := range got.Upstream.Counts {

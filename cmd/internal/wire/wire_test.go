@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -92,6 +94,23 @@ func connect(t testing.TB, d *desk, c Commands) (*Host, *Guest, <-chan error) {
 	go g.Serve(c)
 	t.Cleanup(func() { h.Close(); other.Close() })
 	return h, g, ended
+}
+
+// TestPingFits: what the proxy counts is no longer than one frame of its may be, however many agents and requests it had.
+func TestPingFits(t *testing.T) {
+	most := proxy.Stats{Generation: math.MaxUint64, Upstream: proxy.Histogram{Sum: math.MaxFloat64}, Panics: math.MaxUint64}
+	for i := range 64 {
+		most.Agents = append(most.Agents, proxy.AgentStats{Agent: fmt.Sprintf("%064d", i), Connections: math.MaxInt, BytesIn: math.MaxUint64, BytesOut: math.MaxUint64})
+	}
+	for range 30 {
+		most.Upstream.Bounds = append(most.Upstream.Bounds, math.MaxFloat64)
+		most.Upstream.Counts = append(most.Upstream.Counts, math.MaxUint64)
+	}
+	h, _, _ := connect(t, newDesk(), Commands{Stats: func() proxy.Stats { return most }})
+	got, err := h.Ping(context.Background())
+	if diff := cmp.Diff(most, got); err != nil || diff != "" {
+		t.Errorf("%v, (-sent +got):\n%s", err, diff)
+	}
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {
