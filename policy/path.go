@@ -30,6 +30,8 @@ func pathFault(p string) string {
 			return "has a raw # or ?"
 		case c <= ' ' || c >= 0x7f:
 			return "has a raw space, control or non-ASCII byte"
+		case delimiters[c]:
+			return "has one of \"<>[]^`{|} raw"
 		case c == '.' && p[i-1] == '/' && dotSegment(p[i:]):
 			return "has a dot segment"
 		}
@@ -39,6 +41,9 @@ func pathFault(p string) string {
 	}
 	return ""
 }
+
+// delimiters stand in no path as they are (RFC 3986 section 3.3).
+var delimiters = [256]bool{'"': true, '<': true, '>': true, '[': true, ']': true, '^': true, '`': true, '{': true, '|': true, '}': true}
 
 // dotSegment says that rest begins with a segment "." or "..".
 func dotSegment(rest string) bool {
@@ -61,6 +66,8 @@ func escapeFault(s string) string {
 		return "has an encoded dot"
 	case c == ';':
 		return "has an encoded semicolon"
+	case c == '#' || c == '?':
+		return "has an encoded # or ?"
 	case c == '%':
 		return "has an encoded percent sign, which may be decoded twice"
 	case c < ' ' || c == 0x7f:

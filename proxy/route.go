@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"exitgate/policy"
-	"exitgate/proxy/internal/head"
 )
 
 // handle serves one request and reports whether the connection can serve another.
@@ -135,7 +134,7 @@ func (c *conn) route(req *http.Request, path, query string, question bool) (*exc
 		f.event.Host, f.event.Port = d.Route.Upstream.Host, d.Route.Upstream.Port
 	}
 	if refused == nil {
-		refused = checkRouted(path, req.Header)
+		refused = checkOrigin(req.Header)
 	}
 	if refused != nil {
 		return nil, refused
@@ -165,12 +164,8 @@ func (c *conn) exchange(req *http.Request) *exchange {
 	return x
 }
 
-// checkRouted refuses paths that could be read in two ways, and requests of web
-// pages.
-func checkRouted(path string, h http.Header) *refusal {
-	if err := head.CheckPath(path); err != nil {
-		return denied(err.Error())
-	}
+// checkOrigin refuses requests of web pages.
+func checkOrigin(h http.Header) *refusal {
 	for _, origin := range h["Origin"] {
 		if !localOrigin(origin) {
 			return denied("the request comes from a web page of another origin")

@@ -35,9 +35,6 @@ var (
 		return c
 	}()
 	isHost = newClass("-._", '0', '9', 'a', 'z', 'A', 'Z')
-	// RFC 3986 3.3: pchar and the slash, without the semicolon, which begins a
-	// parameter to some servers and ends the segment.
-	isPath = newClass("/%-._~!$&'()*+,=:@", '0', '9', 'a', 'z', 'A', 'Z')
 )
 
 // all reports whether every byte of s is in c.
@@ -130,4 +127,12 @@ func mayDrop(option []byte) *Error {
 		}
 	}
 	return nil
+}
+
+// unhex is the value of a hex digit, which c must be.
+func unhex(c byte) byte {
+	if c <= '9' {
+		return c - '0'
+	}
+	return c&^0x20 - 'A' + 10
 }

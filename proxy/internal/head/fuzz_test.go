@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"path"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -213,33 +212,3 @@ func (*oneConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func (*oneConn) SetDeadline(time.Time) error      { return nil }
 func (*oneConn) SetReadDeadline(time.Time) error  { return nil }
 func (*oneConn) SetWriteDeadline(time.Time) error { return nil }
-
-// FuzzCheckPath: an accepted path means the same to a server that decodes it once,
-// twice or not at all before it cleans and splits it.
-func FuzzCheckPath(f *testing.F) {
-	for _, p := range []string{"/", "/v1/messages", "/a%20b/", "/%2e%2e/", "/a%252e", "/%c0%ae", "/a;b", "//a", "/@a/b%25"} {
-		f.Add(p)
-	}
-	f.Fuzz(func(t *testing.T, p string) {
-		if err := CheckPath(p); err != nil {
-			if err.(*Error).Status != 400 {
-				t.Errorf("status %d", err.(*Error).Status)
-			}
-			return
-		}
-		u, err := url.ParseRequestURI(p)
-		if err != nil || u.EscapedPath() != p && u.RawPath != "" || u.RawQuery != "" {
-			t.Fatalf("net/url reads %q as %#v, %v", p, u, err)
-		}
-		once := u.Path
-		if cleaned := path.Clean(once); cleaned != once && cleaned+"/" != once {
-			t.Errorf("%q cleans to %q", once, cleaned)
-		}
-		if strings.Count(once, "/") != strings.Count(p, "/") {
-			t.Errorf("%q has other segments than %q", once, p)
-		}
-		if twice, err := url.PathUnescape(once); err == nil && twice != once {
-			t.Errorf("%q decodes again, to %q", once, twice)
-		}
-	})
-}
