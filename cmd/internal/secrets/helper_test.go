@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"exitgate/cmd/internal/supervise"
 	"exitgate/policy"
 
 	"github.com/google/go-cmp/cmp"
@@ -406,6 +407,12 @@ func TestHelperErrorsInWords(t *testing.T) {
 		{func(context.Context, []string, []string, int) ([]byte, error) { return nil, fs.ErrPermission }, "cannot be executed"},
 		{func(context.Context, []string, []string, int) ([]byte, error) { return nil, unix.ENOEXEC }, "cannot be executed"},
 		{func(context.Context, []string, []string, int) ([]byte, error) { return nil, exitStatus(7) }, "failed with exit code 7"},
+		{func(context.Context, []string, []string, int) ([]byte, error) {
+			return nil, &supervise.OutputError{Name: "helper", Status: supervise.Status{Code: 3}}
+		}, "failed with exit code 3"},
+		{func(context.Context, []string, []string, int) ([]byte, error) {
+			return nil, &supervise.OutputError{Name: "helper", Status: supervise.Status{Signal: unix.SIGKILL}}
+		}, "failed"},
 		{func(context.Context, []string, []string, int) ([]byte, error) { return nil, exitStatus(-1) }, "failed"},
 		{func(context.Context, []string, []string, int) ([]byte, error) { return nil, errors.New(fakeTwo) }, "failed"},
 	} {

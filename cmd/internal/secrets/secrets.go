@@ -43,8 +43,8 @@ type Identity struct {
 type Options struct {
 	// Root is what absolute paths are below, etc/passwd and etc/group too; "" is /.
 	Root string
-	// Output runs a helper as root and returns its standard output, an error when that is longer than max bytes or
-	// when the helper failed. nil: `exec:` sources are Broken.
+	// Output runs a helper as root and returns its standard output; the first max bytes and an error when that is longer;
+	// an error when the helper failed, whose method ExitCode is its exit code, or not above 0. nil: `exec:` sources are Broken.
 	Output func(ctx context.Context, argv, env []string, max int) ([]byte, error)
 	// Environ is the environment exitgate was started with; nil: os.Environ.
 	Environ func() []string

@@ -37,6 +37,14 @@ func (e *OutputError) Error() string {
 
 func (e *OutputError) Unwrap() error { return e.Cause }
 
+// ExitCode is the helper's own; 0 where a signal or Cause ended it.
+func (e *OutputError) ExitCode() int {
+	if e.Cause != nil {
+		return 0
+	}
+	return e.Status.Code
+}
+
 const (
 	maxStderr = 4 << 10         // bytes kept
 	drainTime = 1 * time.Second // for pipes that a helper's own children hold open
@@ -44,7 +52,8 @@ const (
 
 // Output runs a helper command to its end and returns what it wrote to its standard output, at most max bytes. It runs as
 // this process's uid, without capabilities, in a session of its own, with exactly env and nothing on its standard input. It and
-// its children are killed when ctx is done, when it has written more, and when it has ended. The error is an *OutputError.
+// its children are killed when ctx is done, when it has written more, and when it has ended. The error is an *OutputError; beside
+// ErrTooLarge come the first max bytes.
 func Output(ctx context.Context, s *Supervisor, argv, env []string, max int) ([]byte, error) {
 	fail := &OutputError{}
 	if len(argv) == 0 {
@@ -83,6 +92,7 @@ func Output(ctx context.Context, s *Supervisor, argv, env []string, max int) ([]
 	fail.Stderr, fail.Status = <-stderr, h.child.Status()
 	if len(out) > max && fail.Cause == nil {
 		fail.Cause = fmt.Errorf("%w: %d bytes", ErrTooLarge, max)
+		return out[:max], fail
 	}
 	if fail.Cause != nil || fail.Status != (Status{}) {
 		return nil, fail
@@ -100,12 +110,12 @@ func startHelper(s *Supervisor, argv, env []string) (*helper, error) {
 	if !executable(argv[0], env) {
 		return nil, fmt.Errorf("%w: write the path of an executable file", ErrNotFound)
 	}
-	outR, outW, err := os.Pipe()
+	outR, outW, err := pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer outW.Close()
-	errR, errW, err := os.Pipe()
+	errR, errW, err := pipe()
 	if err != nil {
 		outR.Close()
 		return nil, err
@@ -121,6 +131,16 @@ func startHelper(s *Supervisor, argv, env []string) (*helper, error) {
 		return nil, err
 	}
 	return &helper{child, outR, errR}, nil
+}
+
+// pipe makes a pipe whose write end blocks, as programs take for granted: os.Pipe's does not, and one that is full would fail
+// the helper's write.
+func pipe() (r, w *os.File, err error) {
+	r, w, err = os.Pipe()
+	if err == nil {
+		err = unix.SetNonblock(int(w.Fd()), false)
+	}
+	return r, w, err
 }
 
 // executable reports whether execute would find something. Asked before, so that the error needs nothing of what the
