@@ -68,8 +68,7 @@ func (p *Policy) warnRoute(w *problems, r *Route) {
 	}
 	if r.Agents != nil && len(r.Agents) == 0 {
 		w.addf(r.At, "remove `agents` for every agent, or name one", "%s is for no agent", what)
-	}
-	if e := p.index.egress(r.Upstream.Host, p.index.mask(r.Agents)); e != nil && contains(e.Ports, r.Upstream.Port) {
+	} else if e := p.index.egress(r.Upstream.Host, p.index.mask(r.Agents)); e != nil && contains(e.Ports, r.Upstream.Port) {
 		w.addf(e.At, "remove it, or the route", "egress %s reaches %s, the upstream of route %s, past its allow list: what goes through a tunnel is not seen", e.Host, joinPort(r.Upstream.Host, r.Upstream.Port), r.Name)
 	}
 	warnRanges(w, what, r.At, r.Addresses)
