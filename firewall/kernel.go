@@ -9,6 +9,8 @@ type Kernel interface {
 	Commit(Batch) error
 	// Dump reads the whole table back.
 	Dump() (State, error)
+	// Counters reads its named counters alone.
+	Counters() (map[string]Counter, error)
 }
 
 // Batch is one change of the table.

@@ -232,12 +232,4 @@ func (w *Writer) Contents() Contents {
 }
 
 // Counters reads the named counters: CounterAgent, CounterRoot, CounterInbound.
-func (w *Writer) Counters() (map[string]Counter, error) {
-	if k, ok := w.kernel.(interface {
-		Counters() (map[string]Counter, error)
-	}); ok {
-		return k.Counters()
-	}
-	s, err := w.kernel.Dump()
-	return s.Counters, err
-}
+func (w *Writer) Counters() (map[string]Counter, error) { return w.kernel.Counters() }
