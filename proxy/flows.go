@@ -101,6 +101,13 @@ func (c *conn) over() {
 	f.event.ID, f.snap = "", nil
 }
 
+// record writes one audit line.
+func (s *Server) record(e policy.Event, c Conn) {
+	if s.opt.Audit != nil {
+		s.opt.Audit(e, c)
+	}
+}
+
 func cutReason(why cut) string {
 	switch why {
 	case cutGone:

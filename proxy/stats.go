@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"runtime"
 	"slices"
+	"sync/atomic"
+	"time"
 )
 
 // Stats are counters since the Server was made, and gauges of now. Their size is
@@ -57,5 +59,38 @@ func (s *Server) Stats() Stats {
 	}
 	s.mu.Unlock()
 	slices.SortFunc(out.Agents, func(a, b AgentStats) int { return cmp.Compare(a.Agent, b.Agent) })
+	return out
+}
+
+// counters are the sources of Stats.
+type counters struct {
+	panics  atomic.Uint64
+	pins    atomic.Int64
+	tunnels atomic.Int64
+	latency histogram
+}
+
+// latencyBounds are seconds: from a loopback upstream to a long thought.
+var latencyBounds = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+
+type histogram struct {
+	counts [len(latencyBounds) + 1]atomic.Uint64
+	nanos  atomic.Int64
+}
+
+func (h *histogram) observe(d time.Duration) {
+	i, s := 0, d.Seconds()
+	for i < len(latencyBounds) && s > latencyBounds[i] {
+		i++
+	}
+	h.counts[i].Add(1)
+	h.nanos.Add(int64(d))
+}
+
+func (h *histogram) read() Histogram {
+	out := Histogram{Bounds: latencyBounds[:], Counts: make([]uint64, len(h.counts)), Sum: time.Duration(h.nanos.Load()).Seconds()}
+	for i := range h.counts {
+		out.Counts[i] = h.counts[i].Load()
+	}
 	return out
 }

@@ -3,20 +3,10 @@ package proxy
 import (
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"exitgate/policy"
 )
-
-// record writes one audit line.
-func (s *Server) record(e policy.Event, c Conn) {
-	if s.opt.Audit != nil {
-		s.opt.Audit(e, c)
-	}
-}
 
 // admit decides whether a new connection may make requests: a unix socket's peer
 // must be the agent, and the agent must have room.
@@ -97,37 +87,4 @@ func (c *conn) refuseConn(r *refusal) {
 	c.refuse(r, nil)
 	c.over()
 	c.linger()
-}
-
-// counters are the sources of Stats.
-type counters struct {
-	panics  atomic.Uint64
-	pins    atomic.Int64
-	tunnels atomic.Int64
-	latency histogram
-}
-
-// latencyBounds are seconds: from a loopback upstream to a long thought.
-var latencyBounds = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
-
-type histogram struct {
-	counts [len(latencyBounds) + 1]atomic.Uint64
-	nanos  atomic.Int64
-}
-
-func (h *histogram) observe(d time.Duration) {
-	i, s := 0, d.Seconds()
-	for i < len(latencyBounds) && s > latencyBounds[i] {
-		i++
-	}
-	h.counts[i].Add(1)
-	h.nanos.Add(int64(d))
-}
-
-func (h *histogram) read() Histogram {
-	out := Histogram{Bounds: latencyBounds[:], Counts: make([]uint64, len(h.counts)), Sum: time.Duration(h.nanos.Load()).Seconds()}
-	for i := range h.counts {
-		out.Counts[i] = h.counts[i].Load()
-	}
-	return out
 }
