@@ -44,7 +44,7 @@ func TestModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	f := newFence(t, Contents{})
 	// So few that flows follow one another by the same ports, over what the flow before left in conntrack.
-	f.box.Sysctl("net.ipv4.ip_local_port_range", "50000 50400")
+	f.box.Sysctl("net.ipv4.ip_local_port_range", "50001 50400")
 	probers := map[owner]*prober{root: f.root, {1000, 1000}: f.agent}
 	for _, o := range modelOwners {
 		if probers[o] == nil {

@@ -169,6 +169,9 @@ func TestWarningsAtStart(t *testing.T) {
 			if out := g.reload("nonsense: 1\n"); out.Code != 1 {
 				t.Fatalf("control: a bad reload: %d", out.Code)
 			}
+			if _, err := g.Stderr.WaitText(`"event":"reload","decision":"deny"`, patience); err != nil { // what it says comes after its log
+				t.Fatal(err)
+			}
 			log := g.Stderr.String()
 			for what, there := range map[string]bool{
 				`"level":"WARN","msg":"/etc/exitgate/policy.yaml:[0-9]+:5: egress gone.example.com expired at `: want.warnings,
