@@ -105,13 +105,10 @@ func noEOF(err error) error {
 }
 
 // trailer is the request's trailer without what may not be one: here nobody can be
-// told any more that a field is refused, so those that override go too.
+// told any more that a field is refused.
 func (x *exchange) trailer() http.Header {
-	t := x.req.Trailer
-	for name := x.c.flow.snap.fields.strip(t); name != ""; name = x.c.flow.snap.fields.strip(t) {
-		delete(t, name)
-	}
-	return t
+	x.c.flow.snap.fields.strip(x.req.Trailer)
+	return x.req.Trailer
 }
 
 // frameChunk makes a chunk of the n bytes that begin at p[chunkHead], moved to the

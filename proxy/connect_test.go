@@ -326,6 +326,8 @@ func TestForward(t *testing.T) {
 		{"GET", "http://" + authority, authority, nil, "", 200},
 		{"GET", "http://PLAIN.example.test.:" + fmt.Sprint(o.port) + "/", "plain.example.TEST.:" + fmt.Sprint(o.port), nil, "", 200},
 		{"DELETE", "http://" + authority + "/a", authority, nil, "", 403},
+		{"GET", "http://" + authority + "/a", authority, []string{"X-HTTP-Method-Override: DELETE"}, "", 403},
+		{"GET", "http://" + authority + "/a", authority, []string{"X_Method_Override: DELETE"}, "", 403},
 		{"GET", "http://other.example.test/a", "other.example.test", nil, "", 403},
 		{"GET", "http://plain.example.test/a", "plain.example.test", nil, "", 403},
 		{"GET", "http://127.0.0.1:" + fmt.Sprint(o.port) + "/", "127.0.0.1:" + fmt.Sprint(o.port), nil, "", 403},

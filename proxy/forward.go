@@ -20,6 +20,9 @@ func (c *conn) forward(req *http.Request, authority, path, query string, questio
 	d, refused := c.rule(policy.Request{
 		Agent: c.agent.name, Road: policy.RoadForward, Method: req.Method, Host: host, Port: port, Path: path, Query: query,
 	})
+	if refused == nil {
+		refused = f.snap.fields.checkOverride(req.Header)
+	}
 	if refused != nil {
 		return nil, refused
 	}

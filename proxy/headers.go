@@ -90,19 +90,24 @@ func normal(b byte) byte {
 	return b
 }
 
-// strip deletes the fields of h that are for the next hop or may hold a client's
-// credential, and returns the name of one that would override what was checked, or "".
-func (k fieldKinds) strip(h http.Header) (override string) {
+// strip deletes the fields of h that are not plain.
+func (k fieldKinds) strip(h http.Header) {
 	removeNamed(h)
 	for name := range h {
-		switch k.of(name) {
-		case fieldHop, fieldCredential:
+		if k.of(name) != fieldPlain {
 			delete(h, name)
-		case fieldOverride:
-			override = name
 		}
 	}
-	return override
+}
+
+// checkOverride refuses a request that is another one to some servers.
+func (k fieldKinds) checkOverride(h http.Header) *refusal {
+	for name := range h {
+		if k.of(name) == fieldOverride {
+			return denied(name + " would have the upstream act on another method or path than the one that was checked")
+		}
+	}
+	return nil
 }
 
 // removeNamed deletes the fields that Connection names. Content-Length and Host are

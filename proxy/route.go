@@ -136,6 +136,9 @@ func (c *conn) route(req *http.Request, path, query string, question bool) (*exc
 	if refused == nil {
 		refused = checkOrigin(req.Header)
 	}
+	if refused == nil {
+		refused = f.snap.fields.checkOverride(req.Header)
+	}
 	if refused != nil {
 		return nil, refused
 	}
@@ -190,9 +193,7 @@ func localOrigin(origin string) bool {
 func (x *exchange) dress(r *policy.Route) *refusal {
 	h, snap := x.req.Header, x.c.flow.snap
 	trailers := listHas(h["Te"], "trailers")
-	if name := snap.fields.strip(h); name != "" {
-		return denied(name + " would have the upstream act on another method or path than the one that was checked")
-	}
+	snap.fields.strip(h)
 	if r.Credential != "" {
 		cred := snap.creds[r.Credential]
 		if cred == nil || cred.broken != "" {
