@@ -385,3 +385,18 @@ func TestNothingInProc(t *testing.T) {
 		t.Error("the log holds the credential")
 	}
 }
+
+// TestLoopbackDown: a network namespace that nobody has set up, as unshare makes it, is enough.
+func TestLoopbackDown(t *testing.T) {
+	t.Parallel()
+	g := up(t, world(t), basic, func(c *rig.Config) {
+		c.Plain, c.Serve = true, true
+		c.Args = []string{"/bin/sh", "-c", "ip link set lo down && ip -o link show lo >&2 && exec " + rig.BinaryPath + " run -- " + rig.ProberPath + " serve"}
+	})
+	if !strings.Contains(g.Stderr.String(), "state DOWN") {
+		t.Fatalf("control: lo was not down:\n%s", g.Stderr)
+	}
+	if r := g.do(get("/")); r.Status != 502 { // nobody resolves the upstream here
+		t.Errorf("its listener: %s", r)
+	}
+}

@@ -56,9 +56,6 @@ func (r *runner) runIsolated() error {
 	if err != nil {
 		return ours(err)
 	}
-	if err := r.place.do(netns.RaiseLoopback); err != nil {
-		return ours(err)
-	}
 	return r.guard()
 }
 

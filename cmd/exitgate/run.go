@@ -11,6 +11,7 @@ import (
 
 	"exitgate/cmd/internal/control"
 	"exitgate/cmd/internal/supervise"
+	"exitgate/netns"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -109,6 +110,9 @@ func (r *runner) guard() (err error) {
 	// Before anything else: an early HUP or TERM must find somebody who knows what it means.
 	r.supervisor = supervise.New(supervise.Options{Grace: r.settings.Grace, Hangup: r.hangup, Log: func(f string, a ...any) { r.logf(f, a...) }})
 	if r.fence, err = r.lockdown(); err != nil {
+		return ours(err)
+	}
+	if err := r.place.do(netns.RaiseLoopback); err != nil { // a fresh namespace has it down, and the listeners are there
 		return ours(err)
 	}
 	if err := r.openLogs(len(r.argv) > 0 && r.onTerminal()); err != nil {
