@@ -227,8 +227,8 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// ask sends a message and waits for its answer.
-func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*Message, error) {
+// ask sends a message, by send, and waits for its answer.
+func (h *Host) ask(ctx context.Context, m *Message, send func() error) (*Message, error) {
 	ch := make(chan *Message, 1)
 	h.mu.Lock()
 	if h.err != nil {
@@ -246,7 +246,7 @@ func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*M
 	}()
 	// A stopped proxy does not read: the write must end with the context too.
 	stop := context.AfterFunc(ctx, func() { h.link.conn.Close() })
-	err := h.link.write(m, sockets...)
+	err := send()
 	stop()
 	if err != nil {
 		return nil, fmt.Errorf("the proxy is gone: %w", err)
@@ -266,11 +266,16 @@ func (h *Host) ask(ctx context.Context, m *Message, sockets ...syscall.Conn) (*M
 func (h *Host) Draft(d Draft) error {
 	h.drafting.Lock()
 	defer h.drafting.Unlock()
+	return h.sendDraft(&d)
+}
+
+// sendDraft is Draft for who holds drafting.
+func (h *Host) sendDraft(d *Draft) error {
 	if h.draft != nil && bytes.Equal(h.draft, d.Text) {
 		return nil
 	}
 	h.draft = d.Text
-	return h.link.send(appendDraft(nil, &d))
+	return h.link.send(appendDraft(nil, d))
 }
 
 // Configure hands over a generation and returns when the proxy enforces it. Sockets are the listening ones that
@@ -279,13 +284,15 @@ func (h *Host) Configure(ctx context.Context, c *Configure, sockets []syscall.Co
 	if len(sockets) > maxFiles {
 		return nil, fmt.Errorf("%d listeners are more than one message carries (%d)", len(sockets), maxFiles)
 	}
-	stop := context.AfterFunc(ctx, func() { h.link.conn.Close() })
-	err := h.Draft(c.Draft)
-	stop()
-	if err != nil {
-		return nil, fmt.Errorf("the proxy is gone: %w", err)
-	}
-	m, err := h.ask(ctx, &Message{Configure: c}, sockets...)
+	question := &Message{Configure: c}
+	m, err := h.ask(ctx, question, func() error {
+		h.drafting.Lock() // until both are written: another's draft between them would be the policy that comes into force
+		defer h.drafting.Unlock()
+		if err := h.sendDraft(&c.Draft); err != nil {
+			return err
+		}
+		return h.link.write(question, sockets...)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -306,7 +313,8 @@ func (r *Refused) Error() string { return r.Why }
 
 // Ping asks for a sign of life, which carries the proxy's counters.
 func (h *Host) Ping(ctx context.Context) (proxy.Stats, error) {
-	m, err := h.ask(ctx, &Message{Ping: &Ping{}})
+	question := &Message{Ping: &Ping{}}
+	m, err := h.ask(ctx, question, func() error { return h.link.write(question) })
 	if err != nil {
 		return proxy.Stats{}, err
 	}

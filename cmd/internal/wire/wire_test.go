@@ -169,7 +169,9 @@ func TestHeldIsBounded(t *testing.T) {
 			t.Fatal("refused too early")
 		}
 	}
+	d.mu.Lock()
 	d.held[q.Host] = maxHeld - 2
+	d.mu.Unlock()
 	last, err := g.Resolve(context.Background(), "", q.Host, 443)
 	if err != nil {
 		t.Fatal(err)
