@@ -38,7 +38,9 @@ type world struct {
 	mu      sync.Mutex // guards the following
 	proxies []*process
 	events  []policy.Event
-	refuse  bool // the next proxy refuses its policy
+	refuse  bool              // the next proxy refuses its policy
+	hold    chan struct{}     // not nil: the next proxy takes its policy when this is closed
+	taken   []*wire.Configure // what proxies took
 }
 
 // process is a proxy as one that could be killed.
@@ -68,12 +70,21 @@ func (w *world) spawn(guest *os.File) (Process, error) {
 	server := proxy.New(proxy.Options{Resolver: g, Audit: g.Audit, Opened: g.Opened, Refresh: g.Refresh})
 	w.mu.Lock()
 	w.proxies = append(w.proxies, p)
-	refuse := w.refuse
+	refuse, hold := w.refuse, w.hold
 	w.mu.Unlock()
 	go func() {
 		_ = g.Serve(wire.Commands{
 			Configure: func(c *wire.Configure, loaded *policy.Policy, files []*os.File) error {
-				return p.configure(server, c, loaded, files, refuse)
+				if hold != nil {
+					<-hold
+				}
+				err := p.configure(server, c, loaded, files, refuse)
+				if err == nil {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					w.taken = append(w.taken, c)
+				}
+				return err
 			},
 			Stats: server.Stats,
 			Drain: func() { conn.Close() },

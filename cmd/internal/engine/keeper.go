@@ -35,7 +35,7 @@ type keeper struct {
 	host     *wire.Host // nil while no proxy runs
 	process  Process
 	target   *generation
-	applied  uint64 // generation that the running proxy enforces; 0 while none runs
+	inForce  *generation // what the running proxy enforces; nil while none does
 	restarts int
 	lastEnd  string
 	stats    proxy.Stats
@@ -82,6 +82,9 @@ func (k *keeper) once() string {
 		return err.Error()
 	}
 	host := wire.NewHost(conn, (*answers)(k.engine))
+	k.mu.Lock()
+	k.host, k.process = host, process
+	k.mu.Unlock()
 	served := make(chan error, 1)
 	go func() { served <- host.Serve(k.ctx) }()
 	go k.watch(host, process)
@@ -102,17 +105,20 @@ func (k *keeper) once() string {
 
 // watch configures a new proxy and then asks it for signs of life: a stopped process is as bad as a dead one.
 func (k *keeper) watch(host *wire.Host, process Process) {
-	k.mu.Lock()
-	k.host, k.process = host, process
-	k.mu.Unlock()
-	target := k.first()
-	if target == nil {
-		return
-	}
-	if err := k.configure(host, target); err != nil {
-		k.engine.Log("the proxy does not take the policy: %v", err)
-		process.Kill()
-		return
+	for target := k.first(); ; {
+		if target == nil {
+			return
+		}
+		if err := k.configure(host, target); err != nil {
+			k.engine.Log("the proxy does not take the policy: %v", err)
+			process.Kill()
+			return
+		}
+		next := k.enforces(host, target)
+		if next == target {
+			break
+		}
+		target = next // a reload came meanwhile, and waits for us: a proxy without a policy is not its to configure
 	}
 	tick := time.NewTicker(pingEvery)
 	defer tick.Stop()
@@ -139,9 +145,9 @@ func (k *keeper) ping(host *wire.Host) bool {
 // last sign of life stand.
 func (k *keeper) look() {
 	k.mu.Lock()
-	host, applied := k.host, k.applied
+	host, inForce := k.host, k.inForce
 	k.mu.Unlock()
-	if applied == 0 {
+	if inForce == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(k.ctx, lookTimeout)
@@ -181,11 +187,19 @@ func (k *keeper) configure(host *wire.Host, g *generation) error {
 	if applied.Digest != g.policy.Digest() {
 		return errors.New("the proxy read another policy than PID 1")
 	}
+	return nil
+}
+
+// enforces notes what a proxy has taken, and gives what it should have now.
+func (k *keeper) enforces(host *wire.Host, g *generation) (target *generation) {
 	k.mu.Lock()
-	k.applied = g.number
+	if k.host == host { // and not of one that has died meanwhile
+		k.inForce = g
+	}
+	target = k.target
 	k.mu.Unlock()
 	k.engine.changed()
-	return nil
+	return target
 }
 
 // draft gives the proxy a head start with a policy that may come into force, and does not wait. What goes wrong shows
@@ -202,7 +216,7 @@ func (k *keeper) draft(file string, text []byte) {
 // died clears what the dead process held and tells.
 func (k *keeper) died(end string) {
 	k.mu.Lock()
-	k.host, k.process, k.applied, k.stats = nil, nil, 0, proxy.Stats{}
+	k.host, k.process, k.inForce, k.stats = nil, nil, nil, proxy.Stats{}
 	k.restarts++
 	k.lastEnd = end
 	k.mu.Unlock()
@@ -213,17 +227,19 @@ func (k *keeper) died(end string) {
 }
 
 // apply brings g into force in the proxy: by Configure where one runs and answers in time, else by killing it and
-// letting the next one start with g. Secrets that changed take the same road, with the generation's number unchanged.
+// letting the next one start with g. One that is being started comes to g by itself. Secrets that changed take the same road,
+// as another generation with the number unchanged.
 func (k *keeper) apply(ctx context.Context, g *generation) error {
 	k.mu.Lock()
 	before := k.target
 	k.target = g
 	host, process := k.host, k.process
-	applied := k.applied
+	running := k.inForce != nil
 	k.mu.Unlock()
-	if host != nil && applied != 0 {
+	if running {
 		err := k.configure(host, g)
 		if err == nil {
+			k.enforces(host, g)
 			return nil
 		}
 		var refused *wire.Refused
@@ -234,11 +250,22 @@ func (k *keeper) apply(ctx context.Context, g *generation) error {
 		k.engine.Log("the proxy did not apply generation %d (%v); starting it anew", g.number, err)
 		process.Kill()
 	}
-	err := k.await(ctx, func() bool { return k.applied == g.number && k.host != host })
-	if err != nil {
-		k.retarget(before)
+	err := k.await(ctx, func() bool { return k.inForce == g })
+	if err != nil && k.giveUp(g, before) {
+		return err
 	}
-	return err
+	return nil
+}
+
+// giveUp has the next proxy, or the one that is being started, take before instead of g; false where g is in force after all.
+func (k *keeper) giveUp(g, before *generation) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.inForce == g {
+		return false
+	}
+	k.target = before
+	return true
 }
 
 func (k *keeper) retarget(g *generation) {

@@ -34,7 +34,7 @@ func (e *Engine) Start(ctx context.Context) error {
 	}
 	e.current.Store(g)
 	e.proxy.retarget(g)
-	if err := e.proxy.await(ctx, func() bool { return e.proxy.applied == g.number }); err != nil {
+	if err := e.proxy.await(ctx, func() bool { return e.proxy.inForce == g }); err != nil {
 		return err
 	}
 	e.unlogged = <-logged
@@ -136,15 +136,17 @@ func (e *Engine) Stop(ctx context.Context) {
 	}
 }
 
-// secretsChanged gives the proxy the credentials as they are now; the generation stays the same.
-func (e *Engine) secretsChanged(values map[string]secrets.Secret) {
+// secretsChanged gives the proxy the credentials as they are now: a reload, for whose end this waits, may have brought others
+// than those that it is told of. The generation's number stays the same.
+func (e *Engine) secretsChanged(map[string]secrets.Secret) {
 	e.reloading.Lock()
 	defer e.reloading.Unlock()
 	g := *e.current.Load()
-	g.secrets = values
+	g.secrets = e.secrets.Current()
 	e.current.Store(&g)
 	if err := e.proxy.apply(context.Background(), &g); err != nil {
 		e.Log("a changed credential did not reach the proxy: %v", err)
+		e.proxy.retarget(&g) // the next one has it: what was before is refused by now
 	}
 	e.changed()
 }

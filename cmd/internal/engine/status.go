@@ -106,7 +106,10 @@ type snapshot struct {
 func (k *keeper) snapshot() snapshot {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := snapshot{ProxyStatus{Generation: k.applied, Restarts: k.restarts, LastEnd: k.lastEnd, Goroutines: k.stats.Goroutines}, k.stats}
+	s := snapshot{ProxyStatus{Restarts: k.restarts, LastEnd: k.lastEnd, Goroutines: k.stats.Goroutines}, k.stats}
+	if k.inForce != nil {
+		s.Generation = k.inForce.number
+	}
 	if k.process != nil {
 		s.PID = k.process.PID()
 	}
