@@ -84,8 +84,7 @@ type Engine struct {
 	refused  tally        // packets
 	started  time.Time
 
-	reloading sync.Mutex  // one reload at a time
-	widened   atomic.Bool // a reload has added to the sets and not yet removed: nobody else may remove
+	reloading sync.Mutex // one reload at a time
 	listeners listeners
 
 	mu      sync.Mutex // guards the following
@@ -115,7 +114,7 @@ func New(o Options) *Engine {
 	e.metrics = newMetrics(e)
 	o.Secrets.Changed = e.secretsChanged
 	e.secrets = secrets.New(o.Secrets)
-	e.fixed = &fixed{fence: o.Fence}
+	e.fixed = &fixed{fence: o.Fence, direct: o.DirectDial}
 	e.resolver = resolver.New(resolver.Config{
 		Root:      o.FileRoot,
 		Commit:    e.commitPins,

@@ -119,7 +119,7 @@ func (e *Engine) commit(ctx context.Context, old, g *generation) error {
 	e.current.Store(g)
 	e.closeUnwanted(g.policy)
 	if err := narrow(); err != nil {
-		// The writer resynchronises by itself; what is left over is an address that the proxy no longer dials.
+		// It is tried again; what is left over is an address that the proxy no longer dials, or a port that nobody serves.
 		e.Log("elements of the former policy could not be removed at once: %v", err)
 	}
 	return nil
