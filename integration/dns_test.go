@@ -101,6 +101,35 @@ func TestAddressesOfAPolicyMayBePrivate(t *testing.T) {
 	}
 }
 
+// TestAddressesAreTheEntrys: what one entry lists for a name is nothing that another of the same name and port gets.
+func TestAddressesAreTheEntrys(t *testing.T) {
+	t.Parallel()
+	w := world(t)
+	private := netip.AddrFrom4([4]byte{10, byte(w.Number() >> 8), byte(w.Number()), 2})
+	if err := w.Own(private); err != nil {
+		t.Fatal(err)
+	}
+	upstream(t, w, "inside.example.com", rig.Server{Addr4: private})
+	g := up(t, w, `version: 1
+routes:
+  - {name: without, path: /without, upstream: "https://inside.example.com", allow: [GET /**]}
+  - {name: with, path: /with, upstream: "https://inside.example.com", allow: [GET /**], addresses: [10.0.0.0/8]}
+egress:
+  - {host: "*.example.com", addresses: [10.0.0.0/9]}
+`)
+	for range 2 { // also when the other entries have it pinned
+		if r := g.do(get("/without/reflect")); r.Status != 502 {
+			t.Errorf("by an entry that does not list it: %s %s", r, r.Data)
+		}
+		if r := g.do(tunnel("inside.example.com")); r.Status != 200 {
+			t.Errorf("control: by one that does, through a tunnel: %s %s", r, r.Data)
+		}
+	}
+	if r := g.do(get("/with/reflect")); r.Status != 200 {
+		t.Errorf("control: by one that does: %s %s", r, r.Data)
+	}
+}
+
 // TestResolverDeadAtStart: the agent starts, since no name is required; names work once the resolver does.
 func TestResolverDeadAtStart(t *testing.T) {
 	t.Parallel()

@@ -12,7 +12,8 @@ type Grant struct {
 	Rule string
 	At   Position
 	// Addresses are the special-purpose ranges the name may resolve to: those of
-	// every grant that allows it. For a literal, the address itself.
+	// every grant that allows it, of which Ranges has each one's. For a literal,
+	// the address itself.
 	Addresses []netip.Prefix
 	Literal   netip.Addr // valid: the host is this address, nothing is looked up
 }
@@ -57,6 +58,28 @@ func (p *Policy) Resolvable(host string, port uint16, now time.Time) (Grant, boo
 		g.Literal, g.Addresses = literalOf(host, g.Addresses)
 	}
 	return g, found
+}
+
+// Ranges are the special-purpose ranges that one entry, by its rule, lets a host
+// resolve to at a port.
+func (p *Policy) Ranges(rule, host string, port uint16, now time.Time) []netip.Prefix {
+	for _, e := range p.index.upstream[host] {
+		if e.rule == rule && e.Upstream.Port == port && !expired(e.Expires, now) {
+			return e.Addresses
+		}
+	}
+	e := p.index.exact[host]
+	for rest := host; e == nil || e.rule != rule; {
+		_, parent, ok := strings.Cut(rest, ".")
+		if !ok {
+			return nil
+		}
+		e, rest = p.index.wildcard[parent], parent
+	}
+	if !contains(e.Ports, port) || expired(e.Expires, now) {
+		return nil
+	}
+	return e.Addresses
 }
 
 // literalOf is the address a host is, and as ranges the address itself: written

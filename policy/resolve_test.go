@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -99,6 +100,36 @@ func TestResolvable(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s:%d: %q, want %q", c.host, c.port, got, c.want)
+		}
+	}
+}
+
+func TestRanges(t *testing.T) {
+	p := mustLoad(t, strings.Replace(resolvePolicy, "egress:\n", `egress:
+  - {host: "*.deep.example", addresses: [172.16.0.0/12], expires: 2026-01-01T00:00:00Z}
+  - {host: "*.y.deep.example", addresses: [10.9.0.0/16]}
+`, 1))
+	for _, c := range []struct {
+		rule, host string
+		port       uint16
+		now        time.Time
+		want       string
+	}{
+		{"route/a", "api.example", 443, before, "10.0.0.0/8"},
+		{"egress/api.example", "api.example", 443, before, "192.168.0.0/16"},
+		{"egress/api.example", "api.example", 22, before, "192.168.0.0/16"},
+		{"egress/api.example", "api.example", 80, before, ""},
+		{"route/a", "api.example", 8443, before, ""},
+		{"route/b", "api.example", 8443, before, ""},
+		{"route/a", "other.example", 443, before, ""},
+		{"egress/*.deep.example", "x.y.deep.example", 443, before, "172.16.0.0/12"},
+		{"egress/*.deep.example", "x.y.deep.example", 443, after, ""},
+		{"egress/*.y.deep.example", "x.y.deep.example", 443, before, "10.9.0.0/16"},
+		{"egress/*.deep.example", "deep.example", 443, before, ""},
+		{"", "api.example", 443, before, ""},
+	} {
+		if got := joined(p.Ranges(c.rule, c.host, c.port, c.now)); got != c.want {
+			t.Errorf("%s for %s:%d: %q, want %q", c.rule, c.host, c.port, got, c.want)
 		}
 	}
 }

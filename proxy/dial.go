@@ -84,7 +84,7 @@ func (w *wire) abort() {
 
 // dialTCP asks for the upstream's addresses and connects to one of them.
 func (s *Server) dialTCP(ctx context.Context, up upstream) (*wire, error) {
-	pinned, err := s.opt.Resolver.Resolve(ctx, up.agent, up.host, up.port)
+	pinned, err := s.opt.Resolver.Resolve(ctx, up.agent, up.rule, up.host, up.port)
 	if err != nil {
 		return nil, err
 	}

@@ -269,12 +269,12 @@ func TestRotationInFlight(t *testing.T) {
 		begun := sync.OnceFunc(func() { close(resolving) })
 		var r *rig
 		r = newRig(t, func(o *Options) {
-			o.Resolver = resolveFunc(func(ctx context.Context, agent, host string, port uint16) (Pinned, error) {
+			o.Resolver = resolveFunc(func(ctx context.Context, agent, rule, host string, port uint16) (Pinned, error) {
 				if host == "other.example.test" {
 					begun()
 					<-resolve
 				}
-				return r.names.Resolve(ctx, agent, host, port)
+				return r.names.Resolve(ctx, agent, rule, host, port)
 			})
 		})
 		slow := r.origin(func(w http.ResponseWriter, req *http.Request) {

@@ -107,7 +107,7 @@ func newNames(hosts ...string) *names {
 	return n
 }
 
-func (n *names) Resolve(_ context.Context, agent, host string, port uint16) (Pinned, error) {
+func (n *names) Resolve(_ context.Context, agent, _, host string, port uint16) (Pinned, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.asked = append(n.asked, fmt.Sprintf("%s %s:%d", agent, host, port))

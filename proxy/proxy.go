@@ -32,9 +32,10 @@ import (
 // Resolver turns a name into addresses that may be dialled now. Everything the
 // proxy dials came from here.
 type Resolver interface {
-	// Resolve returns the pinned addresses of host:port. agent is who waits for
+	// Resolve returns the pinned addresses of host:port that the rule's entry of the
+	// policy may lead to. agent is who waits for
 	// them: names are many agents', turns are not. A refusal is a *Failure.
-	Resolve(ctx context.Context, agent, host string, port uint16) (Pinned, error)
+	Resolve(ctx context.Context, agent, rule, host string, port uint16) (Pinned, error)
 }
 
 // Pinned are addresses that stay reachable until Release is called, which is

@@ -138,7 +138,7 @@ func TestAgentLeaves(t *testing.T) {
 	t.Run("while dialling", func(t *testing.T) {
 		dialling := make(chan struct{})
 		r := newRig(t, func(o *Options) {
-			o.Resolver = resolveFunc(func(ctx context.Context, _, _ string, _ uint16) (Pinned, error) {
+			o.Resolver = resolveFunc(func(ctx context.Context, _, _, _ string, _ uint16) (Pinned, error) {
 				close(dialling)
 				<-ctx.Done()
 				return Pinned{}, ctx.Err()
@@ -155,10 +155,10 @@ func TestAgentLeaves(t *testing.T) {
 	})
 }
 
-type resolveFunc func(context.Context, string, string, uint16) (Pinned, error)
+type resolveFunc func(ctx context.Context, agent, rule, host string, port uint16) (Pinned, error)
 
-func (f resolveFunc) Resolve(ctx context.Context, agent, host string, port uint16) (Pinned, error) {
-	return f(ctx, agent, host, port)
+func (f resolveFunc) Resolve(ctx context.Context, agent, rule, host string, port uint16) (Pinned, error) {
+	return f(ctx, agent, rule, host, port)
 }
 
 func within(t *testing.T, d time.Duration, c <-chan struct{}) {

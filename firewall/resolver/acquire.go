@@ -13,13 +13,14 @@ import (
 const staleWait = 1800 * time.Millisecond
 
 // Acquire gives the addresses that may be dialled for a host and port, in the order to try, each pinned in
-// the kernel until Release. It returns after the kernel acknowledged them. Errors are *Error. The host is put
+// the kernel until Release. rule is the policy entry that they are for: special-purpose ones are those that
+// this entry lists. It returns after the kernel acknowledged them. Errors are *Error. The host is put
 // into normal form first; the policy is asked before anything else is.
-func (r *Resolver) Acquire(ctx context.Context, host string, port uint16) ([]netip.Addr, error) {
+func (r *Resolver) Acquire(ctx context.Context, rule, host string, port uint16) ([]netip.Addr, error) {
 	var patience <-chan time.Time // ends when a stale answer will do
 	stale := false
 	for {
-		addrs, ready, w, err := r.try(host, port, stale)
+		addrs, ready, w, err := r.try(rule, host, port, stale)
 		switch {
 		case err != nil:
 			return nil, err
@@ -51,11 +52,11 @@ type pending struct {
 
 // try pins what is known of a name. ready: the kernel has it all. Otherwise the addresses still need a
 // commit, or there is a lookup to wait for.
-func (r *Resolver) try(host string, port uint16, stale bool) (addrs []netip.Addr, ready bool, w *pending, err error) {
+func (r *Resolver) try(rule, host string, port uint16, stale bool) (addrs []netip.Addr, ready bool, w *pending, err error) {
 	now := r.cfg.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n, grant, err := r.entryLocked(host, port, now)
+	n, err := r.entryLocked(host, port, now)
 	if err != nil {
 		return nil, false, nil, err
 	}
@@ -71,7 +72,7 @@ func (r *Resolver) try(host string, port uint16, stale bool) (addrs []netip.Addr
 		}
 		return nil, false, &pending{f, old}, nil
 	}
-	usable = r.passLocked(n, usable, grant)
+	usable = r.passLocked(n, usable, rule, port, now)
 	if len(usable) == 0 {
 		return nil, false, nil, fail(n.host, ErrAddress, noAddress)
 	}
@@ -83,29 +84,29 @@ func (r *Resolver) try(host string, port uint16, stale bool) (addrs []netip.Addr
 }
 
 // entryLocked asks the policy for a host and finds its name.
-func (r *Resolver) entryLocked(host string, port uint16, now time.Time) (*name, policy.Grant, error) {
+func (r *Resolver) entryLocked(host string, port uint16, now time.Time) (*name, error) {
 	n := r.table.names[host]
 	if n == nil {
 		h, err := policy.ParseHost(host)
 		if err != nil || h.Wildcard {
-			return nil, policy.Grant{}, fail("", ErrNotAllowed, "the host is not a name or an address in a usual form")
+			return nil, fail("", ErrNotAllowed, "the host is not a name or an address in a usual form")
 		}
 		host = h.String()
 		n = r.table.names[host]
 	}
 	grant, ok := r.allowedLocked(host, port, now)
 	if !ok {
-		return nil, grant, fail(host, ErrNotAllowed, "")
+		return nil, fail(host, ErrNotAllowed, "")
 	}
 	if n == nil || !n.claimed(port) {
 		if n = r.admitLocked(host, port, grant, now); n == nil {
-			return nil, grant, fail(host, ErrLimit, "too many names of "+grant.Rule+" are in use")
+			return nil, fail(host, ErrLimit, "too many names of "+grant.Rule+" are in use")
 		}
 	}
 	if n.element != nil {
 		r.table.regroup(n, n.group)
 	}
-	return n, grant, nil
+	return n, nil
 }
 
 // admitLocked adds a host and port that a wildcard allows.
@@ -144,13 +145,20 @@ func (n *name) usable(now time.Time, stale bool) (addrs []netip.Addr, failure er
 	return nil, nil, old
 }
 
-// passLocked leaves the addresses that this grant admits: another entry of the same name may admit more.
-func (r *Resolver) passLocked(n *name, addrs []netip.Addr, grant policy.Grant) []netip.Addr {
+// passLocked leaves the addresses that the rule's entry admits in a policy in force: another entry of the same name may
+// admit more.
+func (r *Resolver) passLocked(n *name, addrs []netip.Addr, rule string, port uint16, now time.Time) []netip.Addr {
 	if n.literal.IsValid() {
 		return addrs
 	}
+	var ranges []netip.Prefix
+	for _, g := range r.gens {
+		if g.policy != nil {
+			ranges = slices.Concat(ranges, g.policy.Ranges(rule, n.host, port, now))
+		}
+	}
 	refused := func(a netip.Addr) bool {
-		_, refused := r.sys.special(a, grant.Addresses)
+		_, refused := r.sys.special(a, ranges)
 		return refused
 	}
 	if !slices.ContainsFunc(addrs, refused) {

@@ -293,7 +293,7 @@ func TestCallerThatStopsWaiting(t *testing.T) {
 	g.apply(t, load(t, example, s.addr))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { _, err := g.Acquire(ctx, "api.example.com", 443); done <- err }()
+	go func() { _, err := g.Acquire(ctx, "", "api.example.com", 443); done <- err }()
 	eventually(t, "a query", func() bool { return len(s.queries()) == 1 })
 	cancel()
 	if err := <-done; !errors.Is(err, ErrTimeout) {
@@ -469,4 +469,36 @@ func TestEventsAreBounded(t *testing.T) {
 	if len(events) != newsRate || !strings.Contains(events[0].Reason, "; 9684 earlier events of this kind not shown") {
 		t.Errorf("%d events after a second, the first %q", len(events), events[0].Reason)
 	}
+}
+
+// TestAddressesAreTheEntrys: what one entry lists for a name is nothing that another of the same name and port gets, though
+// the name holds it.
+func TestAddressesAreTheEntrys(t *testing.T) {
+	g := newRig(t)
+	s := serve(t, zone("api.example.com. 60 IN A 10.0.0.1", "api.example.com. 60 IN A 8.0.0.1"))
+	g.apply(t, load(t, `routes:
+  - {name: with, path: /a, upstream: "https://api.example.com", allow: [GET /], addresses: [10.0.0.0/8]}
+  - {name: without, path: /b, upstream: "https://api.example.com", allow: [GET /]}
+egress: [{host: "*.example.com", addresses: [10.0.0.0/9]}]
+`, s.addr))
+	for range 2 {
+		for rule, want := range map[string][]string{"route/with": {"10.0.0.1", "8.0.0.1"}, "route/without": {"8.0.0.1"}, "egress/*.example.com": {"10.0.0.1", "8.0.0.1"}, "": {"8.0.0.1"}} {
+			got, err := g.Acquire(t.Context(), rule, "api.example.com", 443)
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.SortFunc(got, func(a, b netip.Addr) int { return b.Compare(a) })
+			sameAddrs(t, got, want...)
+			g.Release("api.example.com", 443, got)
+		}
+	}
+	// A reload takes the range away from one entry alone.
+	g.apply(t, load(t, `routes: [{name: with, path: /a, upstream: "https://api.example.com", allow: [GET /]}]
+egress: [{host: "*.example.com", addresses: [10.0.0.0/9]}]
+`, s.addr))
+	got, err := g.Acquire(t.Context(), "route/with", "api.example.com", 443)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameAddrs(t, got, "8.0.0.1")
 }

@@ -89,7 +89,7 @@ func BenchmarkAcquire(b *testing.B) {
 				}
 				b.ReportAllocs()
 				for b.Loop() {
-					got, err := g.Acquire(b.Context(), "host-3.example.com", 443)
+					got, err := g.Acquire(b.Context(), "", "host-3.example.com", 443)
 					if err != nil || len(got) != addresses {
 						b.Fatal(got, err)
 					}
@@ -107,7 +107,7 @@ func BenchmarkAcquireRefused(b *testing.B) {
 	g.apply(b, p)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := g.Acquire(b.Context(), "secret.data.evil.example", 443); err == nil {
+		if _, err := g.Acquire(b.Context(), "", "secret.data.evil.example", 443); err == nil {
 			b.Fatal("allowed")
 		}
 	}

@@ -307,10 +307,18 @@ func (g *rig) apply(t testing.TB, p *policy.Policy) {
 	}
 }
 
+// rule is that of the first entry that allows a host and port.
+func (g *rig) rule(host string, port uint16) string {
+	g.Resolver.mu.Lock()
+	defer g.Resolver.mu.Unlock()
+	grant, _ := g.allowedLocked(host, port, g.clock.now())
+	return grant.Rule
+}
+
 // get acquires and must succeed.
 func (g *rig) get(t testing.TB, host string, port uint16) []netip.Addr {
 	t.Helper()
-	got, err := g.Acquire(t.Context(), host, port)
+	got, err := g.Acquire(t.Context(), g.rule(host, port), host, port)
 	if err != nil {
 		t.Fatalf("Acquire(%s, %d): %v", host, port, err)
 	}
@@ -325,7 +333,7 @@ func (g *rig) get(t testing.TB, host string, port uint16) []netip.Addr {
 // refuse acquires and must fail as expected.
 func (g *rig) refuse(t testing.TB, host string, port uint16, want error) *Error {
 	t.Helper()
-	got, err := g.Acquire(t.Context(), host, port)
+	got, err := g.Acquire(t.Context(), g.rule(host, port), host, port)
 	var typed *Error
 	if !errors.Is(err, want) || !errors.As(err, &typed) {
 		t.Fatalf("Acquire(%s, %d) = %v, %v; want the error %q", host, port, got, err, want)

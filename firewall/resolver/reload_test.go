@@ -286,7 +286,7 @@ func TestRevokedWhileItIsLookedUp(t *testing.T) {
 	g := newRig(t)
 	g.apply(t, load(t, hosts("api.example.com"), s.addr))
 	done := make(chan error)
-	go func() { _, err := g.Acquire(t.Context(), "api.example.com", 443); done <- err }()
+	go func() { _, err := g.Acquire(t.Context(), "", "api.example.com", 443); done <- err }()
 	eventually(t, "a query", func() bool { return len(s.queries()) == 1 })
 	g.apply(t, load(t, "", s.addr))
 	close(release)

@@ -7,7 +7,7 @@
 //	remove, err := r.SetPolicy(p)   // allowed by the old policy or the new from here on
 //	err = remove()                  // allowed by the new one only
 //	go r.Run(ctx)                   // refresh on TTL, expiry of leases, /etc/hosts and resolv.conf
-//	addrs, err := r.Acquire(ctx, "api.example.com", 443)
+//	addrs, err := r.Acquire(ctx, "route/api", "api.example.com", 443)
 //	defer r.Release("api.example.com", 443, addrs)
 //
 // Acquire asks the policy first, so that a refused name causes no DNS packet; then /etc/hosts, the cache, the

@@ -200,7 +200,7 @@ func TestRunEndsWithItsLookups(t *testing.T) {
 		d.set(time.Hour, found(time.Minute, "8.0.0.1"))
 		got := make(chan error)
 		go func() {
-			_, err := g.Acquire(t.Context(), "api.example.com", 443)
+			_, err := g.Acquire(t.Context(), "", "api.example.com", 443)
 			got <- err
 		}()
 		synctest.Wait()
@@ -251,7 +251,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		all.Go(func() {
 			for range 300 {
 				host := names[rand.IntN(len(names))]
-				got, err := g.Acquire(ctx, host, 443)
+				got, err := g.Acquire(ctx, "", host, 443)
 				if (err == nil) != (len(got) > 0) {
 					t.Errorf("%s: %v, %v", host, got, err)
 				}

@@ -341,8 +341,8 @@ func (k *keeper) stop(ctx context.Context) {
 type answers Engine
 
 // Resolve is the one road from a name to an address. Policy is asked, with the clock, before DNS is.
-func (a *answers) Resolve(ctx context.Context, host string, port uint16) ([]netip.Addr, error) {
-	addrs, err := a.resolver.Acquire(ctx, host, port)
+func (a *answers) Resolve(ctx context.Context, rule, host string, port uint16) ([]netip.Addr, error) {
+	addrs, err := a.resolver.Acquire(ctx, rule, host, port)
 	if err == nil {
 		return addrs, nil
 	}

@@ -81,6 +81,7 @@ func (m *Message) visit(c *codec) {
 		visitConn(c, &m.Opened.Conn)
 	case m.Resolve != nil:
 		visitID(c, &m.ID)
+		c.word(&m.Resolve.Rule)
 		c.word(&m.Resolve.Host)
 		visitPort(c, &m.Resolve.Port)
 	case m.Pinned != nil:

@@ -162,8 +162,8 @@ func (g *Guest) pinned(id uint64, p *Pinned) {
 
 // Resolve asks PID 1 for addresses that may be dialled now, when it is this agent's turn. Whoever leaves before the answer keeps
 // the turn until it comes: PID 1 goes on looking.
-func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (proxy.Pinned, error) {
-	q := question{Resolve{Host: host, Port: port}, make(chan *Pinned, 1), g.share(agent)}
+func (g *Guest) Resolve(ctx context.Context, agent, rule, host string, port uint16) (proxy.Pinned, error) {
+	q := question{Resolve{Rule: rule, Host: host, Port: port}, make(chan *Pinned, 1), g.share(agent)}
 	if err := g.turn(ctx, q.share); err != nil {
 		return proxy.Pinned{}, err
 	}
@@ -176,7 +176,8 @@ func (g *Guest) Resolve(ctx context.Context, agent, host string, port uint16) (p
 	id := g.lastID
 	g.waiting[id] = q
 	g.mu.Unlock()
-	g.queue(queued{message: &Message{ID: id, Resolve: &Resolve{Host: host, Port: port}}})
+	asked := q.resolve // a message is touched where it is written
+	g.queue(queued{message: &Message{ID: id, Resolve: &asked}})
 	g.hurry()
 	select {
 	case p := <-q.answer:

@@ -25,7 +25,7 @@ const (
 // Handler is what PID 1 does with the proxy's messages. Its methods are called from several goroutines, except
 // Opened and Event, which are called in the order in which they were sent.
 type Handler interface {
-	Resolve(ctx context.Context, host string, port uint16) ([]netip.Addr, error)
+	Resolve(ctx context.Context, rule, host string, port uint16) ([]netip.Addr, error)
 	Done(host string, port uint16, addresses []netip.Addr)
 	Refresh(credential string)
 	Opened(agent string, c proxy.Conn)
@@ -123,7 +123,7 @@ func (e *Event) proxys() bool {
 }
 
 func (h *Host) resolve(ctx context.Context, id uint64, q *Resolve) {
-	addrs, err := h.handler.Resolve(ctx, q.Host, q.Port)
+	addrs, err := h.handler.Resolve(ctx, q.Rule, q.Host, q.Port)
 	answer := &Pinned{Addresses: addrs}
 	if err != nil {
 		answer = &Pinned{Kind: "internal", Error: "the name could not be resolved"}

@@ -87,8 +87,9 @@ type Applied struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// Resolve asks for the addresses of a name.
+// Resolve asks for the addresses of a name, by an entry of the policy.
 type Resolve struct {
+	Rule string
 	Host string
 	Port uint16
 }

@@ -34,7 +34,7 @@ type desk struct {
 	entered, gate chan struct{} // slow.example.com waits between the two
 }
 
-func (d *desk) Resolve(ctx context.Context, host string, _ uint16) ([]netip.Addr, error) {
+func (d *desk) Resolve(ctx context.Context, _, host string, _ uint16) ([]netip.Addr, error) {
 	if host == "slow.example.com" {
 		d.entered <- struct{}{}
 		<-d.gate
@@ -127,7 +127,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func TestResolve(t *testing.T) {
 	d := newDesk()
 	_, g, _ := connect(t, d, Commands{})
-	got, err := g.Resolve(context.Background(), "claude", "api.example.com", 443)
+	got, err := g.Resolve(context.Background(), "claude", "", "api.example.com", 443)
 	if err != nil || !slices.Equal(got.Addrs, d.names["api.example.com"]) {
 		t.Fatalf("Resolve = %v, %v", got.Addrs, err)
 	}
@@ -138,7 +138,7 @@ func TestResolve(t *testing.T) {
 	got.Release() // once counts
 	eventually(t, "the pins go back", func() bool { return d.holds("api.example.com") == 0 })
 
-	_, err = g.Resolve(context.Background(), "claude", "evil.example", 443)
+	_, err = g.Resolve(context.Background(), "claude", "", "evil.example", 443)
 	var f *proxy.Failure
 	if !errors.As(err, &f) || f.Kind != "denied" || f.Msg != "evil.example is not in the policy" {
 		t.Errorf("a refusal came as %#v", err)
@@ -151,7 +151,7 @@ func TestResolveCancelled(t *testing.T) {
 	_, g, _ := connect(t, d, Commands{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-d.entered; cancel() }()
-	if _, err := g.Resolve(ctx, "claude", "slow.example.com", 443); err == nil {
+	if _, err := g.Resolve(ctx, "claude", "", "slow.example.com", 443); err == nil {
 		t.Fatal("a cancelled Resolve succeeded")
 	}
 	close(d.gate)
@@ -172,12 +172,12 @@ func TestHeldIsBounded(t *testing.T) {
 	d.mu.Lock()
 	d.held[q.Host] = maxHeld - 2
 	d.mu.Unlock()
-	last, err := g.Resolve(context.Background(), "", q.Host, 443)
+	last, err := g.Resolve(context.Background(), "", "", q.Host, 443)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var f *proxy.Failure
-	if _, err := g.Resolve(context.Background(), "", q.Host, 443); !errors.As(err, &f) || f.Kind != "internal" {
+	if _, err := g.Resolve(context.Background(), "", "", q.Host, 443); !errors.As(err, &f) || f.Kind != "internal" {
 		t.Errorf("one too many: %v", err)
 	}
 	if n := d.holds(q.Host); n != maxHeld {
@@ -185,7 +185,7 @@ func TestHeldIsBounded(t *testing.T) {
 	}
 	last.Release()
 	eventually(t, "room for another", func() bool { return d.holds(q.Host) == maxHeld-2 })
-	if _, err := g.Resolve(context.Background(), "", q.Host, 443); err != nil {
+	if _, err := g.Resolve(context.Background(), "", "", q.Host, 443); err != nil {
 		t.Error(err)
 	}
 	g.link.conn.Close()
@@ -204,7 +204,7 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 	var all sync.WaitGroup
 	for range maxResolving + maxShare {
 		all.Go(func() {
-			if _, err := g.Resolve(ctx, "one", "slow.example.com", 443); err == nil {
+			if _, err := g.Resolve(ctx, "one", "", "slow.example.com", 443); err == nil {
 				t.Error("a name was resolved that should not be")
 			}
 		})
@@ -215,7 +215,7 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 	if _, err := h.Ping(soon); err != nil {
 		t.Errorf("a ping: %v", err)
 	}
-	if _, err := g.Resolve(soon, "another", "api.example.com", 443); err != nil {
+	if _, err := g.Resolve(soon, "another", "", "api.example.com", 443); err != nil {
 		t.Errorf("another agent's name: %v", err)
 	}
 	if n := len(d.entered); n != maxShare {
@@ -224,7 +224,7 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 	close(d.gate)
 	later, end := context.WithTimeout(context.Background(), 5*time.Second)
 	defer end()
-	if _, err := g.Resolve(later, "one", "api.example.com", 443); err != nil {
+	if _, err := g.Resolve(later, "one", "", "api.example.com", 443); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
@@ -234,10 +234,10 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 func TestDeathGivesPinsBack(t *testing.T) {
 	d := newDesk()
 	_, g, ended := connect(t, d, Commands{})
-	if _, err := g.Resolve(context.Background(), "claude", "api.example.com", 443); err != nil {
+	if _, err := g.Resolve(context.Background(), "claude", "", "api.example.com", 443); err != nil {
 		t.Fatal(err)
 	}
-	go g.Resolve(context.Background(), "claude", "slow.example.com", 443)
+	go g.Resolve(context.Background(), "claude", "", "slow.example.com", 443)
 	<-d.entered
 	g.link.conn.Close()
 	<-ended
@@ -322,7 +322,7 @@ func TestForm(t *testing.T) {
 	for _, want := range []Message{
 		{Event: &e}, {Event: &Event{Event: policy.Event{Time: time.Unix(0, 0)}}},
 		{Opened: &Opened{Agent: "claude", Conn: e.Conn}},
-		{ID: 1 << 60, Resolve: &Resolve{Host: "api.example.com", Port: 65535}},
+		{ID: 1 << 60, Resolve: &Resolve{Rule: "route/api", Host: "api.example.com", Port: 65535}},
 		{ID: 7, Pinned: &Pinned{Addresses: addrs}}, {ID: 8, Pinned: &Pinned{Kind: "denied", Error: "it is not in the policy"}},
 		{Done: &Done{Host: "api.example.com", Port: 443, Addresses: addrs}},
 	} {
@@ -462,7 +462,7 @@ func TestHostTakesNoDescriptors(t *testing.T) {
 func BenchmarkResolve(b *testing.B) {
 	_, g, _ := connect(b, newDesk(), Commands{})
 	for b.Loop() {
-		p, err := g.Resolve(context.Background(), "claude", "api.example.com", 443)
+		p, err := g.Resolve(context.Background(), "claude", "", "api.example.com", 443)
 		if err != nil {
 			b.Fatal(err)
 		}

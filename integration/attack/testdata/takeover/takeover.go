@@ -74,7 +74,7 @@ func takenLookups() map[string]wire.Resolve {
 func takenResolve(g *wire.Guest, r wire.Resolve) error {
 	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 	defer stop()
-	_, err := g.Resolve(ctx, "agent", r.Host, r.Port)
+	_, err := g.Resolve(ctx, "agent", "", r.Host, r.Port)
 	return err
 }
 
