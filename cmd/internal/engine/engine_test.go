@@ -40,6 +40,7 @@ type world struct {
 	events  []policy.Event
 	refuse  bool              // the next proxy refuses its policy
 	hold    chan struct{}     // not nil: the next proxy takes its policy when this is closed
+	stall   chan struct{}     // not nil: the proxy that is asked for a sign of life reads nothing until this is closed
 	taken   []*wire.Configure // what proxies took
 }
 
@@ -86,7 +87,15 @@ func (w *world) spawn(guest *os.File) (Process, error) {
 				}
 				return err
 			},
-			Stats: server.Stats,
+			Stats: func() proxy.Stats {
+				w.mu.Lock()
+				stall := w.stall
+				w.mu.Unlock()
+				if stall != nil {
+					<-stall
+				}
+				return server.Stats()
+			},
 			Drain: func() { conn.Close() },
 		})
 		for _, l := range p.links {

@@ -39,6 +39,7 @@ type keeper struct {
 	restarts int
 	lastEnd  string
 	stats    proxy.Stats
+	looking  chan struct{} // closed when the question under way is answered; nil: none is
 	stopping bool
 }
 
@@ -142,17 +143,30 @@ func (k *keeper) ping(host *wire.Host) bool {
 }
 
 // look brings the proxy's counters to now, for somebody who asks for them. Where it does not answer at once, those of its
-// last sign of life stand.
+// last sign of life stand: the question goes on, with the patience of any, since to give one up is to give up the proxy.
 func (k *keeper) look() {
 	k.mu.Lock()
-	host, inForce := k.host, k.inForce
+	if k.looking == nil && k.inForce != nil {
+		k.looking = make(chan struct{})
+		go k.lookAt(k.host, k.looking)
+	}
+	answered := k.looking
 	k.mu.Unlock()
-	if inForce == nil {
+	if answered == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(k.ctx, lookTimeout)
-	defer cancel()
-	_ = k.count(ctx, host)
+	select {
+	case <-answered:
+	case <-time.After(lookTimeout):
+	}
+}
+
+func (k *keeper) lookAt(host *wire.Host, answered chan struct{}) {
+	k.ping(host)
+	k.mu.Lock()
+	k.looking = nil
+	k.mu.Unlock()
+	close(answered)
 }
 
 func (k *keeper) count(ctx context.Context, host *wire.Host) error {

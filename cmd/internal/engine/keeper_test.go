@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,5 +108,37 @@ routes:
 	}
 	if s := w.Status(); s.State != "ready" {
 		t.Errorf("%s: %q", s.State, s.Why)
+	}
+}
+
+// Who asks for the status of a busy proxy waits in vain, and ends nothing by it.
+func TestStatusOfABusyProxy(t *testing.T) {
+	w := newWorld(t, oneHost)
+	w.start()
+	stall := make(chan struct{})
+	w.mu.Lock()
+	w.stall = stall
+	w.mu.Unlock()
+	w.Look() // the proxy reads nothing from here on
+	w.policy(twoHosts + strings.Repeat("# more than a socket holds\n", 1<<16))
+	done := make(chan error, 1)
+	go func() { _, err := w.Reload(context.Background(), "test"); done <- err }()
+	w.eventually("the reload waits for the proxy", func() bool {
+		w.proxy.mu.Lock()
+		defer w.proxy.mu.Unlock()
+		return w.proxy.target.number == 2
+	})
+	for range 3 {
+		w.Look()
+	}
+	w.mu.Lock()
+	w.stall = nil
+	w.mu.Unlock()
+	close(stall)
+	if err := <-done; err != nil {
+		t.Fatalf("Reload = %v", err)
+	}
+	if s := w.Status(); s.Proxy.Restarts != 0 || s.Generation != 2 {
+		t.Errorf("generation %d, %d restarts: %s", s.Generation, s.Proxy.Restarts, s.Proxy.LastEnd)
 	}
 }

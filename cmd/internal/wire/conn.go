@@ -86,21 +86,29 @@ func (l *link) send(frames []byte) error {
 // writeWithSockets attaches the descriptors to the first four bytes, so that they are there before the body is read.
 // The numbers are taken by SyscallConn: File().Fd() would set the description, which both processes share, to blocking.
 func (l *link) writeWithSockets(frame []byte, sockets []syscall.Conn) error {
-	var fds []int
-	for _, s := range sockets {
-		raw, err := s.SyscallConn()
-		if err != nil {
-			return err
-		}
-		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
-			return err
-		}
+	err := withDescriptors(sockets, nil, func(fds []int) error {
+		_, _, err := l.conn.WriteMsgUnix(frame[:4], unix.UnixRights(fds...), nil)
+		return err
+	})
+	if err == nil {
+		_, err = l.conn.Write(frame[4:])
 	}
-	if _, _, err := l.conn.WriteMsgUnix(frame[:4], unix.UnixRights(fds...), nil); err != nil {
+	return err
+}
+
+// withDescriptors calls do with the sockets' numbers. Until it returns, none of them can be closed and its number be that of
+// another file, which the proxy would get.
+func withDescriptors(sockets []syscall.Conn, fds []int, do func(fds []int) error) error {
+	if len(sockets) == 0 {
+		return do(fds)
+	}
+	raw, err := sockets[0].SyscallConn()
+	if err != nil {
 		return err
 	}
-	_, err := l.conn.Write(frame[4:])
-	return err
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = withDescriptors(sockets[1:], append(fds, int(fd)), do) })
+	return errors.Join(err, inner)
 }
 
 // read returns the next message. Descriptors that came with it wait in take.
