@@ -63,27 +63,34 @@ func statusOf(ws unix.WaitStatus) Status {
 	return Status{Code: ws.ExitStatus()}
 }
 
-// reap waits for every process that has ended, ours and orphans, and acts on the agent's having stopped.
-func (s *Supervisor) reap() {
+// turn is how many processes are waited for before signals, and those who start processes, have theirs. Among thousands of
+// others the kernel takes up to a millisecond to find one that has ended (wait4 walks the list of children, oldest first): with
+// 9,000 sleeping orphans three processes that made more of them were enough for there to be always one.
+const turn = 32
+
+// reap waits for processes that have ended, ours and orphans, and acts on the agent's having stopped. It reports whether
+// there may be more of them.
+func (s *Supervisor) reap() (more bool) {
 	s.mu.Lock()
-	stopped := s.waitLocked()
+	stopped, more := s.waitLocked()
 	s.mu.Unlock()
 	if stopped != 0 {
 		s.AgentStopped(stopped)
 	}
+	return more
 }
 
 // waitLocked returns the signal that stopped the agent, if one did. The lock is held across starting a process
 // too, so that no process is waited for before it is known.
-func (s *Supervisor) waitLocked() (stopped unix.Signal) {
-	for {
+func (s *Supervisor) waitLocked() (stopped unix.Signal, more bool) {
+	for range turn {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WUNTRACED, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil || pid == 0: // ECHILD: nobody left; 0: nobody has ended
-			return stopped
+			return stopped, false
 		}
 		child := s.children[pid]
 		switch {
@@ -98,4 +105,5 @@ func (s *Supervisor) waitLocked() (stopped unix.Signal) {
 			close(child.done)
 		}
 	}
+	return stopped, true
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -278,6 +279,75 @@ func childrenProgram([]string) int {
 		}
 	}
 	return 0
+}
+
+// turnsProgram has more children end than are waited for in one turn, and more SIGCHLD come than any channel holds.
+func turnsProgram([]string) int {
+	quiet := &Supervisor{children: map[int]*Child{}} // nobody but us waits
+	const dead = 3*turn + 1
+	for range dead {
+		if _, err := syscall.ForkExec("/bin/true", []string{"true"}, nil); err != nil {
+			println(err.Error())
+			return 1
+		}
+	}
+	if zombies := awaitZombies(dead); zombies != dead {
+		println("zombies:", zombies)
+		return 1
+	}
+	for n := 1; quiet.reap(); n++ {
+		if zombies := awaitZombies(0); zombies != dead-n*turn {
+			println("zombies after turn", n, ":", zombies)
+			return 1
+		}
+	}
+	if zombies := awaitZombies(0); zombies != 0 {
+		println("zombies at the end:", zombies)
+		return 1
+	}
+	s := New(Options{})
+	s.mu.Lock() // the loop waits, as for a turn
+	for range 2000 {
+		_ = unix.Kill(os.Getpid(), unix.SIGCHLD)
+		time.Sleep(100 * time.Microsecond) // for the runtime to take this one from the kernel, which would merge it with the next
+	}
+	_ = unix.Kill(os.Getpid(), unix.SIGTERM)
+	time.Sleep(100 * time.Millisecond)
+	s.mu.Unlock()
+	select {
+	case <-s.Interrupted():
+		return 0
+	case <-time.After(patience):
+		println("TERM was lost among SIGCHLDs")
+		return 1
+	}
+}
+
+// awaitZombies counts the children of this process that have ended, when there are want of them or time is up.
+func awaitZombies(want int) (zombies int) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		zombies = 0
+		for _, pid := range pids() {
+			if p, ok := readProcess(pid); ok && p.parent == os.Getpid() && p.state == 'Z' {
+				zombies++
+			}
+		}
+		if zombies >= want {
+			break
+		}
+	}
+	return zombies
+}
+
+// However many processes end, signals come to be acted upon.
+func TestTurns(t *testing.T) {
+	g := &gate{transcript: &transcript{t: t}, cmd: gateCommand(t, gateConfig{}, false)}
+	g.cmd.Env = append(os.Environ(), "EXITGATE_TEST_PROGRAM=turns")
+	g.cmd.Stdout, g.cmd.Stderr = g.transcript, g.transcript
+	g.start()
+	if code := g.wait(); code != 0 {
+		t.Errorf("exit code %d: %s", code, g)
+	}
 }
 
 // onlyThree has a child list its descriptors: those it was given, and the one it lists them by.

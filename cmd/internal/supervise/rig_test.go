@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 		"gate":            gateProgram,
 		"calls":           callsProgram,
 		"children":        childrenProgram,
+		"turns":           turnsProgram,
 		"proxy":           proxyProgram,
 		"relay":           relayProgram,
 		"output":          outputProgram,

@@ -20,8 +20,9 @@ type Supervisor struct {
 	hangup  func()
 	log     func(string, ...any)
 	stopped func(unix.Signal)
-	signals chan os.Signal
-	tty     *terminal // nil: no controlling terminal
+	signals chan os.Signal // all but SIGCHLD
+	deaths  chan os.Signal // SIGCHLD, of which one that waits stands for all: thousands would leave no room for a TERM
+	tty     *terminal      // nil: no controlling terminal
 
 	interrupted chan struct{} // closed by the first TERM, INT or QUIT while there is no agent
 	hurry       chan struct{} // closed by the first one after the agent's end, or while Run ends it
@@ -39,6 +40,7 @@ func New(o Options) *Supervisor {
 	s := &Supervisor{
 		grace: o.Grace, hangup: o.Hangup, log: o.Log, stopped: o.Stopped,
 		signals:     make(chan os.Signal, 256),
+		deaths:      make(chan os.Signal, 1),
 		interrupted: make(chan struct{}),
 		hurry:       make(chan struct{}),
 		children:    map[int]*Child{},
@@ -50,7 +52,8 @@ func New(o Options) *Supervisor {
 		s.log = func(string, ...any) {}
 	}
 	// Not SIGURG, which the runtime sends to itself many times a second, nor SIGPIPE, nor what a fault of our own raises.
-	signal.Notify(s.signals, unix.SIGCHLD, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+	signal.Notify(s.deaths, unix.SIGCHLD)
+	signal.Notify(s.signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
 		unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	if err := closeOnExec(); err != nil { // what was inherited is for this process, not for its children
 		s.log("%v", err)
@@ -67,23 +70,40 @@ func New(o Options) *Supervisor {
 
 // loop is the one goroutine that waits for children and acts on signals.
 func (s *Supervisor) loop() {
-	s.reap() // children of a program that executed this one
-	for sig := range s.signals {
-		switch sig := sig.(unix.Signal); sig {
-		case unix.SIGCHLD:
-			s.reap()
-		case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU: // we do not stop
-		case unix.SIGHUP:
-			if s.tty.hungUp() {
-				s.forward(sig)
-			} else {
-				s.hangup()
+	again(s.deaths) // children of a program that executed this one
+	for {
+		select {
+		case <-s.deaths:
+			if s.reap() {
+				again(s.deaths)
 			}
-		case unix.SIGCONT:
-			s.resume()
-		default:
-			s.forward(sig)
+		case sig := <-s.signals:
+			s.act(sig.(unix.Signal))
 		}
+	}
+}
+
+// again has the loop look for children that have ended, after the signals that wait.
+func again(deaths chan os.Signal) {
+	select {
+	case deaths <- unix.SIGCHLD:
+	default:
+	}
+}
+
+func (s *Supervisor) act(sig unix.Signal) {
+	switch sig {
+	case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU: // we do not stop
+	case unix.SIGHUP:
+		if s.tty.hungUp() {
+			s.forward(sig)
+		} else {
+			s.hangup()
+		}
+	case unix.SIGCONT:
+		s.resume()
+	default:
+		s.forward(sig)
 	}
 }
 
