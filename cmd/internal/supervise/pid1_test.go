@@ -350,6 +350,29 @@ func TestTurns(t *testing.T) {
 	}
 }
 
+// Nobody reads what the gate says any more, and it goes on.
+func TestBrokenPipe(t *testing.T) {
+	bothWays(t, func(t *testing.T, first bool) {
+		dir := openDir(t)
+		c := shell("exec 2>/dev/null; trap 'exit 7' USR1; touch " + dir + "/up; while :; do sleep 0.05; done")
+		g := &gate{transcript: &transcript{t: t}, cmd: gateCommand(t, gateConfig{Command: c}, first)}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.cmd.Stderr = w
+		g.start()
+		w.Close()
+		eventually(t, func() bool { _, err := os.Stat(dir + "/up"); return err == nil }, func() string { return "no agent" })
+		r.Close()
+		g.signal(unix.SIGHUP) // of which it tells
+		g.signal(unix.SIGUSR1)
+		if code := g.wait(); code != 7 {
+			t.Errorf("exit code %d, want 7", code)
+		}
+	})
+}
+
 // onlyThree has a child list its descriptors: those it was given, and the one it lists them by.
 func onlyThree(s *Supervisor) error {
 	r, w, err := os.Pipe()

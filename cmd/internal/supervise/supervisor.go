@@ -51,10 +51,11 @@ func New(o Options) *Supervisor {
 	if s.log == nil {
 		s.log = func(string, ...any) {}
 	}
-	// Not SIGURG, which the runtime sends to itself many times a second, nor SIGPIPE, nor what a fault of our own raises.
+	// Not SIGURG, which the runtime sends to itself many times a second, nor what a fault of our own raises. SIGPIPE, so that
+	// the runtime does not end the process where nobody reads its standard error any more.
 	signal.Notify(s.deaths, unix.SIGCHLD)
 	signal.Notify(s.signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
-		unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+		unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGPIPE)
 	if err := closeOnExec(); err != nil { // what was inherited is for this process, not for its children
 		s.log("%v", err)
 	}
@@ -94,6 +95,7 @@ func again(deaths chan os.Signal) {
 func (s *Supervisor) act(sig unix.Signal) {
 	switch sig {
 	case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU: // we do not stop
+	case unix.SIGPIPE: // the write has its error
 	case unix.SIGHUP:
 		if s.tty.hungUp() {
 			s.forward(sig)
