@@ -107,6 +107,15 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// Arguments and variables come to the agent byte for byte.
+func TestAnyBytes(t *testing.T) {
+	const odd = "caf\xe9 \xff\xfe <&> \u2028 \ufffd"
+	c := Command{Argv: []string{"sh", "-c", `printf '%s|%s' "$ODD" "$1"`, "sh", odd}, Env: append(agentEnv(), "ODD="+odd), Identity: agentID}
+	if code, said := run(t, gateConfig{Command: c}, true); code != 0 || !strings.Contains(said, odd+"|"+odd) {
+		t.Errorf("code %d, said %q", code, said)
+	}
+}
+
 func TestForwarding(t *testing.T) {
 	const names = "TERM INT QUIT USR1 USR2 WINCH CONT HUP URG PIPE TSTP TTIN TTOU"
 	const trap = `for s in ` + names + `; do trap "echo got-$s" $s; done; trap "ended=7" ALRM

@@ -28,9 +28,9 @@ type Identity struct {
 
 // Command is an agent to become.
 type Command struct {
-	Argv []string `json:"argv"` // Argv[0] is looked up in the PATH of Env as the agent
-	Env  []string `json:"env"`
-	Dir  string   `json:"dir,omitempty"` // "": the caller's, even one the agent cannot read
+	Argv Words  `json:"argv"` // Argv[0] is looked up in the PATH of Env as the agent
+	Env  Words  `json:"env"`
+	Dir  string `json:"dir,omitempty"` // "": the caller's, even one the agent cannot read
 	Identity
 	Loosen       []string `json:"loosen,omitempty"` // names of hardening points to leave out
 	ConnectPorts []uint16 `json:"connect_ports"`    // Landlock: TCP connect only to these; nil: no restriction
