@@ -180,14 +180,15 @@ func TestIsolateHasNoSocketOfTheHost(t *testing.T) {
 	showLog(g)
 	paths := "/run/canary.sock /tmp/canary.sock /var/tmp/canary.sock /var/lib/canary.sock /home/agent/canary.sock /srv/canary.sock /dev/shm/canary.sock " +
 		"/etc/canary.sock /home/agent/work/canary.sock /home/agent/named/canary.sock @canary"
-	g.spawn("exec python3 /home/agent/named/sockets.py " + paths + " /home/agent/readable/named.sock")
+	g.spawn("cd /home/agent/work && exec python3 /home/agent/named/sockets.py " + paths + " /home/agent/readable/named.sock relative.sock /home//agent/work/slash.sock")
+	paths += " /home/agent/work/relative.sock /home/agent/work/slash.sock"
 	eventually(t, "the canaries listen", func() bool { return g.sh("test -e /var/log/listening && echo yes") == "yes" })
 	try := "python3 /home/agent/named/connects.py " + paths
-	if got := g.sh("setpriv --reuid 1000 --regid 1000 --clear-groups " + try); strings.Contains(got, "refused") || strings.Count(got, "reached") != 11 {
+	if got := g.sh("setpriv --reuid 1000 --regid 1000 --clear-groups " + try); strings.Contains(got, "refused") || strings.Count(got, "reached") != 13 {
 		t.Fatalf("control: on the host: %s", got)
 	}
 	got := g.try("--bind /home/agent/named --bind /home/agent/readable/named.sock", try+" /home/agent/readable/named.sock")
-	if strings.Count(got, "refused") != 11 || !strings.HasSuffix(got, "/home/agent/readable/named.sock reached\ncode 0") {
+	if strings.Count(got, "refused") != 13 || !strings.HasSuffix(got, "/home/agent/readable/named.sock reached\ncode 0") {
 		t.Errorf("isolated: %s", got)
 	}
 }

@@ -8,7 +8,7 @@
 //
 // The agent sees the system's programs and settings read-only, its working directory and what was named as they are, and
 // everything else empty and fresh: its home, /tmp, /run, /var, /dev/shm, /proc. A read-only mount does not stop a connect to a
-// unix socket in it, so what may hold one is not there at all, and the sockets that are listening below what is
+// unix socket in it, so what may hold one is not there at all, and the sockets that somebody has bound below what is
 // there are covered.
 //
 // Not done here: no policy and no firewall; the network namespace is the caller's. A socket that somebody outside makes in the working
@@ -18,10 +18,13 @@ package enclosure
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,28 +104,76 @@ func Draw(w Wish) (*Plan, error) {
 	}
 	p.Binds = append(slices.Clone(w.Binds), dir) // last among equals: the working directory can be written
 	slices.SortStableFunc(p.Binds, func(a, b Bind) int { return len(a.Path) - len(b.Path) })
+	for _, path := range append([]string{p.Home}, p.paths()...) {
+		if !utf8.ValidString(path) { // JSON would change it on the way to the inner process
+			return nil, fmt.Errorf("%q cannot be shown to the agent: its name is not UTF-8; rename it", path)
+		}
+	}
 	table, err := os.ReadFile("/proc/thread-self/net/unix")
 	if err != nil {
 		return nil, fmt.Errorf("unix sockets: %w", err)
 	}
-	p.Covered = p.cover(string(table))
-	return p, nil
+	p.Covered, err = p.cover(string(table))
+	return p, err
 }
 
-// cover lists the sockets of a table like /proc/net/unix that lie below what is shown, less those that were named.
-func (p *Plan) cover(table string) (paths []string) {
-	for line := range strings.Lines(table) {
-		_, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " /")
-		path = "/" + path
-		if !ok || slices.Contains(paths, path) || slices.Contains(p.Sockets, path) || slices.Contains(p.Binds, Bind{Path: path}) {
-			continue
-		}
-		shown := func(b Bind) bool { return below(path, b.Path) }
-		if slices.ContainsFunc(p.Binds, shown) || slices.ContainsFunc(system, func(s string) bool { return below(path, s) }) {
+// paths are those of the binds.
+func (p *Plan) paths() (paths []string) {
+	for _, b := range p.Binds {
+		paths = append(paths, b.Path)
+	}
+	return paths
+}
+
+// cover lists the sockets that are bound below what is shown, less those that were named.
+//
+// The kernel tells a socket's name as whoever bound it spelled it: relative to a directory that nobody knows any more, by way of a
+// link, with a slash too many; and tells those of this network namespace only, where a container's may be in a directory that it
+// shares. So what the agent works in is searched. The system's directories are too large for that (seconds), and hold no sockets
+// but by full names: there the kernel's table serves, like /proc/net/unix.
+func (p *Plan) cover(table string) (paths []string, err error) {
+	add := func(path string) {
+		if !slices.Contains(paths, path) && !slices.Contains(p.Sockets, path) && !slices.Contains(p.Binds, Bind{Path: path}) {
 			paths = append(paths, path)
 		}
 	}
-	return paths
+	for line := range strings.Lines(table) {
+		_, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " /")
+		path = filepath.Clean("/" + path)
+		if ok && slices.ContainsFunc(system, func(s string) bool { return below(path, s) }) {
+			add(path)
+		}
+	}
+	for _, b := range p.Binds {
+		_ = filepath.WalkDir(b.Path, func(path string, d fs.DirEntry, problem error) error {
+			switch {
+			case problem != nil || d.Type()&fs.ModeSocket == 0 || !bound(path):
+				return nil // what cannot be read, or is gone: the rest of it is searched
+			case !utf8.ValidString(path):
+				err = fmt.Errorf("the socket %q cannot be covered: its name is not UTF-8; remove it, or rename it", path)
+			}
+			add(path)
+			return nil
+		})
+	}
+	return paths, err
+}
+
+// bound reports whether somebody has the socket at path open, and it is not the remains of one. A datagram socket asks: to be
+// connected sends nothing, and one of another kind is refused as that.
+func bound(path string) bool {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer unix.Close(fd)
+	asker, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(asker)
+	err = unix.Connect(asker, &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(fd)}) // path may be too long for a name
+	return !errors.Is(err, unix.ECONNREFUSED)
 }
 
 // below reports whether path is dir or in it.
