@@ -13,6 +13,7 @@ import (
 
 	"exitgate/cmd/internal/audit"
 	"exitgate/cmd/internal/caller"
+	"exitgate/cmd/internal/control"
 	"exitgate/cmd/internal/engine"
 	"exitgate/cmd/internal/secrets"
 	"exitgate/cmd/internal/supervise"
@@ -115,7 +116,7 @@ func (g *gate) helper(ctx context.Context, argv, env []string, max int) ([]byte,
 // socket, which anybody may connect to since SO_PEERCRED decides.
 func (g *gate) listen(a policy.Agent, addr netip.AddrPort) (net.Listener, error) {
 	if !addr.IsValid() {
-		return listenUnix(a.Socket, 0o666)
+		return control.ListenUnix(a.Socket, 0o666)
 	}
 	var lc net.ListenConfig
 	// Go listens on MPTCP sockets by default. Their subflows send packets that carry no owner, which a rule by uid cannot
@@ -133,22 +134,6 @@ func (g *gate) holder(addr netip.AddrPort) string {
 		return ""
 	}
 	return h.String()
-}
-
-// listenUnix opens a socket in the place of one that an earlier instance left.
-func listenUnix(path string, mode os.FileMode) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
 }
 
 // proxyProc is the proxy as the engine sees it.

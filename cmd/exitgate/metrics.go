@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"exitgate/cmd/internal/control"
+
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -33,7 +35,7 @@ func (g *gate) serveMetrics(ctx context.Context) error {
 
 func listenMetrics(where string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(where, "unix:"); ok {
-		return listenUnix(path, 0o600)
+		return control.ListenUnix(path, 0o600)
 	}
 	return net.Listen("tcp", where)
 }

@@ -87,19 +87,47 @@ func (s *Server) Listen(path string) error {
 		c.Close()
 		return fmt.Errorf("%s: another exitgate runs here; set `control` to another path", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	l, err := net.Listen("unix", path)
+	l, err := ListenUnix(path, 0o600)
 	if err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
 		return err
 	}
 	s.listener = l
 	return nil
+}
+
+// ListenUnix opens a socket of that mode in the place of one that an earlier instance left.
+func ListenUnix(path string, mode os.FileMode) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := changeMode(path, mode); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// changeMode changes that of a socket of ours. The directory may be one that an agent can write, for its own socket: what it
+// has put in the place of that meanwhile, such as a link to a secret, stays as it is.
+func changeMode(path string, mode os.FileMode) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s: somebody has put something else in its place; choose a directory that only root can write", path)
+	}
+	// fchmod refuses a descriptor of O_PATH, and fchmodat2 came with Linux 6.6.
+	return os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
 }
 
 // Serve answers until ctx ends, and removes the socket.

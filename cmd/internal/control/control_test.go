@@ -278,3 +278,28 @@ func callAs(t *testing.T, uid uint32, path string) string {
 	}
 	return string(out)
 }
+
+// TestModeOfASocketAlone: what an agent has put in the place of a socket keeps its mode.
+func TestModeOfASocketAlone(t *testing.T) {
+	dir := t.TempDir()
+	socket, secret, link := filepath.Join(dir, "s"), filepath.Join(dir, "secret"), filepath.Join(dir, "link")
+	l, err := ListenUnix(socket, 0o640)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := errors.Join(os.WriteFile(secret, nil, 0o600), os.Symlink(secret, link)); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("control: the socket has mode %v, %v", st.Mode(), err)
+	}
+	for _, path := range []string{link, secret} {
+		if err := changeMode(path, 0o666); err == nil {
+			t.Errorf("the mode of %s was changed", path)
+		}
+	}
+	if st, err := os.Stat(secret); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the secret has mode %v, %v", st.Mode(), err)
+	}
+}
