@@ -33,6 +33,7 @@ type gate struct {
 	fence      *firewall.Writer
 	engine     *engine.Engine
 	audit      *audit.Log
+	log        *logWriter
 	report     ownReport
 	sink       string                           // where the audit goes, as the setting has it
 	logf       func(format string, args ...any) // what went wrong, or may

@@ -36,7 +36,9 @@ func (g *gate) openLogs(interactive bool) error {
 			g.sink = quietAudit
 		}
 	}
-	g.openLog(out)
+	straight := g.logger(out)
+	g.log = newLogWriter(out, func(n int) { straight.Warn(fmt.Sprintf("%d lines were lost here: nobody read the log", n)) })
+	g.openLog(g.log)
 	g.report.report.Clean = g.scrub
 	var err error
 	g.audit, err = audit.Open(audit.Options{Sink: g.sink, Stderr: g.env.stderr, Root: g.env.root, Log: g.logf, Scrub: g.scrubLine, Each: g.report.add})
@@ -49,15 +51,19 @@ func (g *gate) onTerminal() bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// openLog has the log written to w: one line a message, in text for people or JSON for programs.
+// openLog has the log written to w.
 func (g *gate) openLog(w io.Writer) {
-	var at slog.Level
-	_ = at.UnmarshalText([]byte(g.settings.LogLevel)) // an unknown word was refused with the settings; the zero value is info
-	var h slog.Handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: at})
-	if g.settings.LogFormat == "text" {
-		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: at})
-	}
-	l := slog.New(h)
+	l := g.logger(w)
 	g.logf = func(format string, args ...any) { l.Warn(fmt.Sprintf(format, args...)) }
 	g.notef = func(format string, args ...any) { l.Info(fmt.Sprintf(format, args...)) }
+}
+
+// logger writes one line a message, in text for people or JSON for programs.
+func (g *gate) logger(w io.Writer) *slog.Logger {
+	var at slog.Level
+	_ = at.UnmarshalText([]byte(g.settings.LogLevel)) // an unknown word was refused with the settings; the zero value is info
+	if g.settings.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: at}))
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: at}))
 }

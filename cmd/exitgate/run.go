@@ -118,6 +118,7 @@ func (r *runner) guard() (err error) {
 	if err := r.openLogs(len(r.argv) > 0 && r.onTerminal()); err != nil {
 		return ours(err)
 	}
+	defer r.log.Close() // before the error is said
 	if err := mayChangeIdentity(); err != nil {
 		return ours(err)
 	}
