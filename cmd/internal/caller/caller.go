@@ -30,8 +30,12 @@ import (
 // Unknown is the program of a process that was not found.
 const Unknown = "unknown"
 
-// maxLinks bounds one search, in descriptors looked at: about 10 ms.
-const maxLinks = 10000
+// maxLinks bounds one search, in descriptors looked at: about 10 ms. A process counts too, by what it takes to open it and its
+// table: an agent may have thousands that hold nothing.
+const (
+	maxLinks     = 10000
+	linksProcess = 20
+)
 
 // Tuple is a connection as its two ends are called. UDP is asked for by the same two, whether the socket is connected or
 // not.
@@ -141,8 +145,10 @@ func (f *Finder) search(uid uint32, link []byte) bool {
 		}
 		p, ok := open(pid, uid)
 		if !ok {
+			budget--
 			continue
 		}
+		budget -= linksProcess
 		if fd := p.holds(link, &budget); fd >= 0 {
 			if known {
 				unix.Close(last.dir)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 )
@@ -26,13 +27,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestFind(t *testing.T) {
+func needRoot(t *testing.T) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
 			t.Fatal("needs root")
 		}
 		t.Skip("needs root")
 	}
+}
+
+func TestFind(t *testing.T) {
+	needRoot(t)
 	f, err := New()
 	if err != nil {
 		t.Fatal(err)
@@ -121,5 +127,64 @@ func TestFindUDP(t *testing.T) {
 		if pid, _ := f.Find(tuple, me); pid != 0 {
 			t.Errorf("%s: found %d after its end", name, pid)
 		}
+	}
+}
+
+// However many processes there are, a search comes to an end, and those that are looked at first are found.
+func TestSearchIsBounded(t *testing.T) {
+	needRoot(t)
+	runtime.LockOSThread() // whose end would be that of the processes it started
+	defer runtime.UnlockOSThread()
+	const idle = maxLinks/linksProcess + 1
+	const uid = 61500
+	connected := func(before int) (found int) {
+		t.Helper()
+		f, err := New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		as := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
+		client := exec.Command("/proc/self/exe", "-test.run=^$")
+		client.Env, client.SysProcAttr = []string{"CALLER_TEST_DIAL=" + l.Addr().String()}, as
+		stdin, err := client.StdinPipe()
+		if err == nil {
+			err = client.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Wait()
+		defer stdin.Close()
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for range before {
+			sleeper := exec.Command("/bin/sleep", "1000")
+			sleeper.SysProcAttr = as
+			if err := sleeper.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer sleeper.Wait()
+			defer sleeper.Process.Kill()
+		}
+		found, _ = f.Find(Tuple{Client: c.RemoteAddr().(*net.TCPAddr).AddrPort(), Server: c.LocalAddr().(*net.TCPAddr).AddrPort()}, Owner{uid, uid})
+		if found != 0 && found != client.Process.Pid {
+			t.Errorf("found %d, want %d", found, client.Process.Pid)
+		}
+		return found
+	}
+	if connected(10) == 0 {
+		t.Error("control: not found behind ten others")
+	}
+	if connected(idle) != 0 {
+		t.Errorf("%d processes were looked at in one search", idle)
 	}
 }
