@@ -25,6 +25,30 @@ func last(results <-chan prober.Result) (r prober.Result) {
 	return prober.Result{Err: "the agent is gone"}
 }
 
+// TestEntryBecomesAWildcard: a flow of a host that had an entry of its own, and is allowed by a wildcard from now on, notices
+// nothing.
+func TestEntryBecomesAWildcard(t *testing.T) {
+	t.Parallel()
+	w := world(t)
+	mirror := upstream(t, w, "mirror.example.com", rig.Server{H1: true})
+	g := up(t, w, basic)
+	flow := g.Agent().Start(busy("mirror.example.com", 5*time.Second))
+	if r := <-flow; !r.More || !r.OK() {
+		t.Fatalf("the flow did not come up: %s", r)
+	}
+	eventually(t, "requests on the flow", func() bool { return len(mirror.Seen()) > 5 })
+	if out := g.reload(strings.Replace(basic, "mirror.example.com", `"*.example.com"`, 1)); out.Code != 0 {
+		t.Fatalf("reload: %q", out.Stderr)
+	}
+	seen := len(mirror.Seen())
+	if r := last(flow); !r.OK() {
+		t.Errorf("the flow ended by %s", r)
+	}
+	if n := len(mirror.Seen()); n < seen+5 {
+		t.Errorf("control: %d requests before the reload, %d after it", seen, n-seen)
+	}
+}
+
 func TestReloadAddsAndRevokes(t *testing.T) {
 	t.Parallel()
 	w := world(t)

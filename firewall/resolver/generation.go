@@ -173,6 +173,7 @@ func (r *Resolver) restateLocked(hosts []string, now time.Time) {
 		if n == nil {
 			n = r.table.open(host, "", now)
 		}
+		r.table.ask(n)
 		r.adoptLocked(n, r.standingLocked(host, n.asked, now), now)
 		r.table.bury(n)
 	}

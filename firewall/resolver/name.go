@@ -65,6 +65,18 @@ func (n *name) claimed(port uint16) bool {
 	return slices.ContainsFunc(n.claims, func(c claim) bool { return c.port == port && !c.root })
 }
 
+// ask counts the ports on which connections use a name as asked for: where its own entry goes, a wildcard may allow them.
+func (t *table) ask(n *name) {
+	for _, l := range n.leases {
+		for _, h := range l.holds {
+			if h.pins > 0 && !slices.Contains(n.asked, h.port) {
+				n.asked = append(n.asked, h.port)
+				t.adhoc[n] = struct{}{}
+			}
+		}
+	}
+}
+
 // idle says that nothing would miss the name.
 func (n *name) idle() bool { return n.pins == 0 && n.flight == nil }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"exitgate/policy"
+
 	"github.com/miekg/dns"
 )
 
@@ -295,5 +297,29 @@ func TestRevokedWhileItIsLookedUp(t *testing.T) {
 	}
 	if len(g.kernel.list())+len(g.told())+len(g.table.names) != 0 {
 		t.Errorf("kernel %v, events %v", g.kernel.list(), g.told())
+	}
+}
+
+// TestEntryBecomesAWildcard: a connection that was allowed by an entry of its own, and is by a wildcard now, stays in the kernel;
+// so it does the other way round.
+func TestEntryBecomesAWildcard(t *testing.T) {
+	s := serve(t, zone("api.example.com. 60 IN A 8.0.0.1"))
+	exact, wild := load(t, "egress: [{host: api.example.com}]", s.addr), load(t, "egress: [{host: \"*.example.com\"}]", s.addr)
+	for _, order := range [][]*policy.Policy{{exact, wild, exact}, {wild, exact, wild}} {
+		g := newRig(t)
+		g.apply(t, order[0])
+		got := g.get(t, "api.example.com", 443)
+		for n, p := range order[1:] {
+			commits := g.kernel.count()
+			g.apply(t, p)
+			if !g.kernel.has("8.0.0.1:443") || g.kernel.count() != commits {
+				t.Errorf("reload %d: %v after %d commits", n+1, g.kernel.list(), g.kernel.count()-commits)
+			}
+		}
+		g.apply(t, load(t, "egress: [{host: other.example.net}]", s.addr))
+		if g.kernel.has("8.0.0.1:443") {
+			t.Error("control: a revoked address is still in the kernel")
+		}
+		g.Release("api.example.com", 443, got)
 	}
 }
