@@ -91,6 +91,37 @@ func TestAgentsAreApart(t *testing.T) {
 	}
 }
 
+// TestSocketOfAnotherAgent: a reload that gives an agent what another listens on is refused, and takes nothing from that one.
+func TestSocketOfAnotherAgent(t *testing.T) {
+	t.Parallel()
+	w := world(t)
+	upstream(t, w, "api.example.com", rig.Server{})
+	g := up(t, w, two)
+	socket := get("/by-socket")
+	socket.Address = "/run/exitgate/first.sock"
+	const line = "    socket: /run/exitgate/first.sock\n"
+	without := strings.Replace(two, line, "", 1)
+	for what, policy := range map[string]string{
+		"socket": strings.Replace(without, "    uid: 1001\n", "    uid: 1001\n"+line, 1),
+		"port":   strings.NewReplacer("8080", "8081", "8081", "8080").Replace(two),
+	} {
+		if out := g.reload(policy); out.Code != 1 || !strings.Contains(out.Stderr, "listens there") {
+			t.Errorf("the other's %s: exit %d, %q", what, out.Code, out.Stderr)
+		}
+		if r := g.do(socket); r.Status != 200 {
+			t.Errorf("first, by its socket: %s %s", r, r.Data)
+		}
+	}
+	for _, policy := range []string{without, strings.Replace(without, "    uid: 1001\n", "    uid: 1001\n"+line, 1)} {
+		if out := g.reload(policy); out.Code != 0 {
+			t.Fatalf("one step after the other: %q", out.Stderr)
+		}
+	}
+	if r := g.as(1001, socket); r.Status != 403 {
+		t.Errorf("second, by its socket now: %s %s", r, r.Data)
+	}
+}
+
 // byTheSocket: the audit says who was at the socket, the agent with its program and strangers by their uid. 1001 is an agent elsewhere.
 func (g *gate) byTheSocket() {
 	g.t.Helper()

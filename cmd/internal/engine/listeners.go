@@ -46,7 +46,11 @@ func (e *Engine) openFor(p *policy.Policy) (undo func(), err error) {
 		if ls.open[key] != nil {
 			continue
 		}
-		l, err := e.openOne(p, key)
+		err := ls.free(p, key)
+		var l net.Listener
+		if err == nil {
+			l, err = e.openOne(p, key)
+		}
 		if err != nil {
 			for _, k := range fresh {
 				ls.open[k].Close()
@@ -58,6 +62,18 @@ func (e *Engine) openFor(p *policy.Policy) (undo func(), err error) {
 		fresh = append(fresh, key)
 	}
 	return undo, nil
+}
+
+// free refuses an address on which another agent listens until p is in force: who accepted a connection is who is asking, so one
+// socket cannot be two agents', not even in passing, and a path would be opened anew over the other's. The caller holds mu.
+func (ls *listeners) free(p *policy.Policy, key listenerKey) error {
+	for k := range ls.open {
+		if k.address == key.address && k.agent != key.agent {
+			return fmt.Errorf("%s: agent %q cannot listen on %s: agent %q listens there; reload first without it, or choose another",
+				p.Agent(key.agent).At, key.agent, key.address, k.agent)
+		}
+	}
+	return nil
 }
 
 func (e *Engine) openOne(p *policy.Policy, key listenerKey) (net.Listener, error) {
