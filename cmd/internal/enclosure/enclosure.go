@@ -102,6 +102,11 @@ func Draw(w Wish) (*Plan, error) {
 			return nil, fmt.Errorf("the working directory %s holds %s, which the agent shall not see; go to a directory of its own, or insist with --bind %s", dir.Path, h, dir.Path)
 		}
 	}
+	for _, kernels := range []string{"/proc", "/sys"} {
+		if below(dir.Path, kernels) { // /proc/PID/root and cwd are doors to all that there is
+			return nil, fmt.Errorf("the working directory %s is the kernel's, of this host; go to a directory of files", dir.Path)
+		}
+	}
 	p.Binds = append(slices.Clone(w.Binds), dir) // last among equals: the working directory can be written
 	slices.SortStableFunc(p.Binds, func(a, b Bind) int { return len(a.Path) - len(b.Path) })
 	for _, path := range append([]string{p.Home}, p.paths()...) {
