@@ -66,6 +66,8 @@ var mistakes = []mistake{
 		says: `/etc/exitgate/policy\.yaml:3:5: credential "api": /run/secrets/absent does not exist; put the credential into .*, owned by root, mode 0400`},
 	{name: "start with a secret that the agent can read", change: file("/run/secrets/api", rig.File{Data: secret, Mode: 0o444}), code: 125,
 		says: `/etc/exitgate/policy\.yaml:3:5: credential "api": /run/secrets/api can be read by agent "agent" \(uid 1000\); .*chmod 0400.*`},
+	{name: "start with a secret in quotes", change: file("/run/secrets/api", rig.File{Data: "\"" + secret + "\"\n", Mode: 0o400}), code: 125,
+		says: `/etc/exitgate/policy\.yaml:3:5: credential "api": /run/secrets/api is in quotes; write the credential alone, without them`},
 	{name: "start with an empty secret", change: file("/run/secrets/api", rig.File{Data: "\n", Mode: 0o400}), code: 125,
 		says: `/etc/exitgate/policy\.yaml:3:5: credential "api": /run/secrets/api is empty; put the credential there`},
 	{name: "start with the port taken", code: 125, change: func(c *rig.Config) {

@@ -100,6 +100,16 @@ const (
 	KindAnthropic Kind = "anthropic"
 )
 
+// What the two kinds of an Anthropic credential begin with: an OAuth token and an API key.
+const (
+	AnthropicToken = "sk-ant-oat"
+	AnthropicKey   = "sk-ant-api"
+)
+
+// MinCredential is the length in bytes below which a credential cannot be told from other text in an answer, and is
+// not used.
+const MinCredential = 8
+
 // Route is one path prefix of the listener, forwarded to one upstream.
 type Route struct {
 	Name       string

@@ -59,12 +59,12 @@ func render(c *policy.Credential, s Secret) *credential {
 // back as a 401 that names nothing.
 func (c *credential) anthropic(value string) {
 	switch {
-	case strings.HasPrefix(value, "sk-ant-oat"):
+	case strings.HasPrefix(value, policy.AnthropicToken):
 		c.header, c.value, c.beta = "Authorization", "Bearer "+value, true
-	case strings.HasPrefix(value, "sk-ant-api"):
+	case strings.HasPrefix(value, policy.AnthropicKey):
 		c.header, c.value = "X-Api-Key", value
 	default:
-		c.broken = "it is neither an sk-ant-oat nor an sk-ant-api token; use kind: header for another"
+		c.broken = "it is neither an " + policy.AnthropicToken + " nor an " + policy.AnthropicKey + " token; use kind: header for another"
 	}
 }
 
@@ -76,9 +76,12 @@ func format(form, value string) string {
 	return strings.Replace(form, "{}", value, 1)
 }
 
+// What is sent must be long enough to be found again.
+const _ = uint(policy.MinCredential - scrub.MinLength)
+
 var (
 	errEmptySecret   = errors.New("it is empty")
-	errShortSecret   = fmt.Errorf("it has less than %d bytes, too few to be told from other text", scrub.MinLength)
+	errShortSecret   = fmt.Errorf("it has less than %d bytes, too few to be told from other text", policy.MinCredential)
 	errSecretControl = errors.New("it holds a control character, a space at an end or a byte that is not ASCII")
 )
 
@@ -88,7 +91,7 @@ func sendable(value []byte) error {
 	if len(value) == 0 {
 		return errEmptySecret
 	}
-	if len(value) < scrub.MinLength {
+	if len(value) < policy.MinCredential {
 		return errShortSecret
 	}
 	if len(bytes.TrimSpace(value)) != len(value) {

@@ -3,6 +3,9 @@ package secrets
 import (
 	"bytes"
 	"fmt"
+	"strings"
+
+	"exitgate/policy"
 )
 
 // MaxValue is the longest credential, in bytes. No header that an upstream takes is longer.
@@ -41,6 +44,23 @@ func clean(subject string, raw []byte) (Value, *problem) {
 		return no(plain, "holds something other than ASCII at byte %d", at+1)
 	case b[0] == ' ' || b[len(b)-1] == ' ':
 		return no(plain, "starts or ends with a space")
+	case len(b) > 1 && b[0] == b[len(b)-1] && (b[0] == '"' || b[0] == '\''):
+		return no("write the credential alone, without them", "is in quotes")
 	}
 	return NewValue(b), nil
+}
+
+// unfit says why a credential of its kind cannot be sent with a value that is text enough for a header. A gate that
+// found this out at the first request would be ready, and refuse all of them.
+func unfit(c *policy.Credential, value []byte) *problem {
+	before, _, _ := strings.Cut(c.Format, "{}")
+	switch {
+	case len(value) < policy.MinCredential:
+		return &problem{fmt.Sprintf("holds less than %d bytes, too few to be told from other text", policy.MinCredential), "is it the right one?"}
+	case c.Kind == policy.KindAnthropic && !bytes.HasPrefix(value, []byte(policy.AnthropicToken)) && !bytes.HasPrefix(value, []byte(policy.AnthropicKey)):
+		return &problem{"holds neither an " + policy.AnthropicToken + " nor an " + policy.AnthropicKey + " token", "write the token alone there; another kind of credential wants `kind: header`"}
+	case strings.TrimSpace(before) != "" && !strings.HasPrefix(c.Format, "basic:") && bytes.HasPrefix(value, []byte(before)):
+		return &problem{fmt.Sprintf("begins with %q, which its format %q adds", before, c.Format), "write the token alone there"}
+	}
+	return nil
 }

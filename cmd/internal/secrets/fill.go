@@ -68,6 +68,11 @@ func (s *Store) inherit(e *entry) bool {
 
 // settle takes an outcome over. The caller holds the lock, or the entry is not in use yet.
 func (s *Store) settle(e *entry, out outcome) {
+	if out.problem == nil {
+		if p := unfit(&e.cred, out.value.Reveal()); p != nil {
+			out.problem = &problem{e.source() + " " + p.what, p.mend}
+		}
+	}
 	if out.problem != nil {
 		e.secret, e.mend, e.read = Secret{Broken: out.problem.what}, out.problem.mend, time.Time{}
 	} else {

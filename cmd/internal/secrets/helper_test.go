@@ -62,7 +62,7 @@ func TestHelperReally(t *testing.T) {
 	asRoot(t)
 	for _, c := range []struct{ name, script, value, err string }{
 		{"works", "echo $1-$KEPT", "FAKE-kept", ""},
-		{"no variable with a credential", "echo \"[$SECRET$LD_X]\"", "[]", ""},
+		{"no variable with a credential", "echo \"nothing[$SECRET$LD_X]\"", "nothing[]", ""},
 		{"fails, with the credential in stderr", "echo " + fakeOne + " >&2; exit 3", "", "helper DIR/helper failed with exit code 3; run it by hand as root to see why"},
 		{"fails, with the credential in stdout", "echo " + fakeOne + "; exit 1", "", "helper DIR/helper failed with exit code 1; run it by hand as root to see why"},
 		{"writes nothing", "true", "", "what helper DIR/helper wrote is empty; put the credential there"},

@@ -128,6 +128,9 @@ func TestContent(t *testing.T) {
 		{"not UTF-8", "a\xff", "", at + "holds something other than ASCII at byte 2" + plain},
 		{"space in front", " " + fakeOne, "", at + "starts or ends with a space" + plain},
 		{"space behind", fakeOne + " \n", "", at + "starts or ends with a space" + plain},
+		{"double quotes", `"` + fakeOne + `"` + "\n", "", at + "is in quotes; write the credential alone, without them"},
+		{"single quotes", "'" + fakeOne + "'", "", at + "is in quotes; write the credential alone, without them"},
+		{"one quote", fakeOne + `"`, fakeOne + `"`, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := newRoot(t)
@@ -135,6 +138,38 @@ func TestContent(t *testing.T) {
 			value, err := load(t, Options{Root: root}, one("file:/run/secret"))
 			if diff := cmp.Diff([]string{c.value, c.err}, []string{value, err}); diff != "" {
 				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A value that cannot be sent as its credential says is told of before anything is ready; one that can is the control.
+func TestUnfit(t *testing.T) {
+	asRoot(t)
+	const at = `policy.yaml:7:5: credential "anthropic": file:/run/secret `
+	for _, c := range []struct {
+		name, content string
+		kind          policy.Kind
+		format, err   string
+	}{
+		{"key", fakeOne, policy.KindAnthropic, "", ""},
+		{"token", "sk-ant-oat01-FAKE-one", policy.KindAnthropic, "", ""},
+		{"another's key", "sk-proj-FAKE-one", policy.KindAnthropic, "", at + "holds neither an sk-ant-oat nor an sk-ant-api token; write the token alone there; another kind of credential wants `kind: header`"},
+		{"a line of an .env file", "KEY=" + fakeOne, policy.KindAnthropic, "", at + "holds neither an sk-ant-oat nor an sk-ant-api token; write the token alone there; another kind of credential wants `kind: header`"},
+		{"shortest", "12345678", policy.KindHeader, "{}", ""},
+		{"too short", "1234567", policy.KindHeader, "{}", at + "holds less than 8 bytes, too few to be told from other text; is it the right one?"},
+		{"no scheme", fakeOne, policy.KindHeader, "Bearer {}", ""},
+		{"scheme twice", "Bearer " + fakeOne, policy.KindHeader, "Bearer {}", at + `begins with "Bearer ", which its format "Bearer {}" adds; write the token alone there`},
+		{"scheme once", "Bearer " + fakeOne, policy.KindHeader, "{}", ""},
+		{"basic", "basic:x-" + fakeOne, policy.KindHeader, "basic:x", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := newRoot(t)
+			put(t, root, "run/secret", c.content, 0, 0, 0o400)
+			p := one("file:/run/secret")
+			p.Credentials[0].Kind, p.Credentials[0].Format = c.kind, c.format
+			if _, err := load(t, Options{Root: root}, p); err != c.err {
+				t.Errorf("got  %s\nwant %s", err, c.err)
 			}
 		})
 	}
@@ -231,14 +266,14 @@ func TestRetiredIsBounded(t *testing.T) {
 	value := ""
 	store := New(Options{Environ: func() []string { return []string{"K=" + value} }})
 	for i := range 100 {
-		value = fmt.Sprintf("fake-%d", i)
+		value = fmt.Sprintf("fake-key-%d", i)
 		if _, err := store.Load(one("env:K")); err != nil {
 			t.Fatal(err)
 		}
 		store.Commit()
 	}
 	retired := store.Retired()
-	if len(retired) != keepRetired || string(retired[keepRetired-1].Reveal()) != "fake-98" {
+	if len(retired) != keepRetired || string(retired[keepRetired-1].Reveal()) != "fake-key-98" {
 		t.Errorf("%d values remembered, want the latest %d", len(retired), keepRetired)
 	}
 	if known := store.Known(); len(known) != keepRetired+1 {
