@@ -56,6 +56,14 @@ func (d Decision) Message() string {
 	return s
 }
 
+// Words of reasons, by which Suggest knows them again in an audit line.
+const (
+	notGranted  = " is not in "
+	noSuchRoute = " has no route"
+	pastExpiry  = " expired at "
+	otherAgents = " for other agents"
+)
+
 // Decide says whether the policy allows a request. It is the one place where
 // that is decided. What has two readings is denied, never put right; an expired
 // grant denies; the most specific grant of the agent decides alone.
@@ -100,7 +108,7 @@ func (p *Policy) decideRoute(agent agentMask, r *Request) Decision {
 	}
 	d := Decision{Rule: e.rule, At: e.At, Route: e.Route, Rest: rest}
 	if expired(e.Expires, r.Now) {
-		d.Reason, d.Mend = "route "+quoted(e.Name)+" expired at "+e.Expires.Format(time.RFC3339), "to allow it write a later `expires`"
+		d.Reason, d.Mend = "route "+quoted(e.Name)+pastExpiry+e.Expires.Format(time.RFC3339), "to allow it write a later `expires`"
 		return d
 	}
 	allow, unmet := e.match(r.Method, rest, r.Query)
@@ -109,7 +117,7 @@ func (p *Policy) decideRoute(agent agentMask, r *Request) Decision {
 		return d
 	}
 	line := shown(r.Method) + " " + shown(rest)
-	d.Reason = line + " is not in route " + quoted(e.Name)
+	d.Reason = line + notGranted + "route " + quoted(e.Name)
 	d.Mend = "to allow it add `- " + patternFor(r.Method, rest) + "`"
 	if unmet != nil {
 		fault, condition := unmet.queryFault(r.Query)
@@ -151,7 +159,7 @@ func (p *Policy) noRoute(agent agentMask, r *Request) Decision {
 	if len(have) > 0 {
 		mend = "routes of this agent are at " + strings.Join(have, " ")
 	}
-	return p.deny(shown(r.Method)+" "+shown(r.Path)+" has no route", mend)
+	return p.deny(shown(r.Method)+" "+shown(r.Path)+noSuchRoute, mend)
 }
 
 func (p *Policy) decideEgress(a *Agent, agent agentMask, r *Request) Decision {
@@ -170,13 +178,13 @@ func (p *Policy) decideEgress(a *Agent, agent agentMask, r *Request) Decision {
 	d := Decision{Rule: e.rule, At: e.At, Egress: e.Egress}
 	switch {
 	case expired(e.Expires, r.Now):
-		d.Reason = "egress " + e.Host.String() + " expired at " + e.Expires.Format(time.RFC3339)
+		d.Reason = "egress " + e.Host.String() + pastExpiry + e.Expires.Format(time.RFC3339)
 		d.Mend = "to allow it write a later `expires`"
 	case !contains(e.Ports, r.Port):
-		d.Reason = fmt.Sprintf("port %d of %s is not in egress %s", r.Port, host, e.Host)
+		d.Reason = fmt.Sprintf("port %d of %s%segress %s", r.Port, host, notGranted, e.Host)
 		d.Mend = fmt.Sprintf("to allow it add %d to its `ports`", r.Port)
 	case r.Road == RoadForward && !slices.Contains(e.Methods, r.Method):
-		d.Reason = shown(r.Method) + " over plain http is not in egress " + e.Host.String()
+		d.Reason = shown(r.Method) + " over plain http" + notGranted + "egress " + e.Host.String()
 		if checkMethod(r.Method) == nil {
 			d.Mend = "to allow it add " + r.Method + " to its `methods`"
 		}
@@ -204,17 +212,47 @@ func (p *Policy) noEgress(a *Agent, agent agentMask, host string, r *Request) De
 	}
 	for _, e := range p.index.upstream[h.Name] {
 		if e.agents&agent != 0 && e.Upstream.Port == r.Port {
-			d := p.deny(authority+" is not in egress", "it is reached as "+e.Route.url(a)+", by route "+quoted(e.Name))
+			d := p.deny(authority+notGranted+"egress", "it is reached as "+e.Route.url(a)+", by route "+quoted(e.Name))
 			d.At = e.At
 			return d
 		}
 	}
 	if e := p.index.egress(host, whoever); e != nil {
-		d := p.deny(authority+" is in egress "+e.Host.String()+" for other agents", "to allow it add "+a.Name+" to its `agents`")
+		d := p.deny(authority+" is in egress "+e.Host.String()+otherAgents, "to allow it add "+a.Name+" to its `agents`")
 		d.At = e.At
 		return d
 	}
-	return p.deny(authority+" is not in egress", "to allow it add `- "+egressFor(h, r)+"`")
+	line := "add `- " + egressFor(h, r) + "`"
+	switch place := ownPlace(h.Name); place {
+	case "":
+		return p.deny(authority+notGranted+"egress", "to allow it "+line)
+	case placeSelf:
+		return p.deny(authority+notGranted+"egress", "it is "+place+": the agent's own programs are reached without the proxy, given `loopback: own`; to let it reach root's, "+line)
+	default:
+		return p.deny(authority+notGranted+"egress", "it is "+place+"; to allow it all the same, "+line)
+	}
+}
+
+// Places that hardly anybody means to open to an agent.
+const (
+	placeSelf     = "the machine itself"
+	placeMetadata = "where a cloud hands out the machine's own credentials"
+	placeLink     = "an address of the machine's own link"
+)
+
+// ownPlace says which of these a host is; "" where it is none.
+func ownPlace(host string) string {
+	a, err := netip.ParseAddr(host)
+	a = a.Unmap()
+	switch {
+	case err != nil && (host == "localhost" || strings.HasSuffix(host, ".localhost")), err == nil && (a.IsLoopback() || a.IsUnspecified()):
+		return placeSelf
+	case slices.Contains(metadata, a), host == "metadata.google.internal":
+		return placeMetadata
+	case a.IsLinkLocalUnicast():
+		return placeLink
+	}
+	return ""
 }
 
 // egressFor is the egress line that names one host and port.

@@ -25,10 +25,13 @@ var telemetry = []string{
 
 // Suggest writes the smallest addition to a policy that would have allowed what was denied: a document of its own that
 // Load accepts, each line with how often and by which program. It names hosts and never a wildcard. What cannot be
-// allowed by a line of its own, such as another request on a route that is there, is told in a comment, and so is
-// telemetry, which is hardly what the user came for. No denials make no document.
-func Suggest(denied []Denied) string {
-	w := wishes{hosts: make(map[string]*wish), notes: make(map[string]*wish)}
+// allowed by a line of its own, such as another request on a route that is there, is told in a comment, and so is what
+// hardly anybody came for: telemetry, and addresses of the machine itself. No denials make no document.
+//
+// p is the policy that the addition is for: what it allows by now is left out, and what an entry of it decides is told
+// with that entry's place, since a second entry for a host would be refused. With nil the audit's own words have to do.
+func Suggest(denied []Denied, p *Policy) string {
+	w := wishes{policy: p, hosts: make(map[string]*wish), notes: make(map[string]*wish)}
 	for _, d := range denied {
 		w.add(d)
 	}
@@ -44,20 +47,82 @@ type wish struct {
 }
 
 type wishes struct {
+	policy       *Policy // nil: unknown
 	hosts, notes map[string]*wish
 }
 
 func (w *wishes) add(d Denied) {
 	e := d.Event
+	rule, of, _ := strings.Cut(e.Rule, "/")
 	switch {
-	case e.Decision != "deny":
-	case e.Event == "connect", e.Event == "denied_lookup", e.Event == "request" && !strings.HasPrefix(e.Rule, "route/"):
+	case e.Decision != "deny", w.decided(d):
+	case e.Event == "request" && rule == "route":
+		note(w.notes, routeNote(of, e), d)
+	case e.Event == "connect" || e.Event == "request":
+		if rule == "egress" || e.Host == "" {
+			note(w.notes, why(e), d)
+			return
+		}
 		w.host(d)
-	case e.Event == "request":
-		note(w.notes, fmt.Sprintf("route %q: add to its `allow`: %s %s", strings.TrimPrefix(e.Rule, "route/"), e.Method, e.Path), d)
+	case e.Event == "denied_lookup":
+		w.host(d)
 	case e.Event == "denied_packet" && e.Agent != "":
 		note(w.notes, packetNote(e), d)
 	}
+}
+
+// decided asks the policy again, as it is now, and tells of what an entry of it decides. It leaves to others what no
+// entry names, and what was refused for another cause than the policy's, such as a ClientHello of another host.
+func (w *wishes) decided(d Denied) bool {
+	e := d.Event
+	lookup := e.Event == "denied_lookup"
+	if w.policy == nil || e.Agent != "" && w.policy.Agent(e.Agent) == nil || !lookup && !ofPolicy(e.Reason) {
+		return false
+	}
+	r := Request{Agent: e.Agent, Method: e.Method, Host: e.Host, Port: e.Port, Path: e.Path, Now: e.Time}
+	switch {
+	case lookup:
+		r.Road, r.Port = RoadConnect, 443
+	case e.Event == "connect":
+		r.Road = RoadConnect
+	case e.Host == "" || strings.HasPrefix(e.Rule, "route/"):
+		r.Road = RoadRoute
+	default:
+		r.Road = RoadForward
+	}
+	now := w.policy.Decide(r)
+	switch {
+	case now.Allow && lookup:
+		note(w.notes, shown(e.Host)+" was looked up past the proxy, which reaches it: set HTTPS_PROXY for that program", d)
+	case now.Allow:
+	case now.At.Line > 0:
+		note(w.notes, strings.TrimPrefix(now.Message(), "exitgate: "), d)
+	case r.Road == RoadRoute:
+		note(w.notes, now.Reason+"; "+now.Mend, d)
+	default:
+		return false
+	}
+	return true
+}
+
+// ofPolicy reports whether a reason is Decide's, and one that another policy could change.
+func ofPolicy(reason string) bool {
+	return slices.ContainsFunc([]string{notGranted, noSuchRoute, pastExpiry, otherAgents}, func(s string) bool { return strings.Contains(reason, s) })
+}
+
+// routeNote is what to add to a route. The line's path has the route's prefix, and the reason names what a pattern is
+// held against.
+func routeNote(name string, e Event) string {
+	what, ok := strings.CutSuffix(e.Reason, notGranted+"route "+quoted(name))
+	if !ok {
+		return why(e)
+	}
+	return "route " + quoted(name) + ": add to its `allow`: " + what
+}
+
+// why is the reason of a denial as a note has it.
+func why(e Event) string {
+	return cmp.Or(e.Reason, e.Rule+" refused "+e.Method+" "+e.Path)
 }
 
 // packetNote is what to do about a packet that went past the proxy.
@@ -73,8 +138,8 @@ func packetNote(e Event) string {
 func (w *wishes) host(d Denied) {
 	e := d.Event
 	h, err := ParseHost(e.Host)
-	if err != nil || h.Wildcard || e.Status == 429 || strings.HasPrefix(e.Rule, "egress/") && e.Event == "connect" && e.Port == 0 {
-		note(w.notes, fmt.Sprintf("%s: %s", shown(e.Host), e.Reason), d)
+	if err != nil || h.Wildcard || e.Status == 429 {
+		note(w.notes, why(e), d)
 		return
 	}
 	x := note(w.hosts, h.String(), d)
@@ -116,7 +181,7 @@ func (w *wishes) document() string {
 	}
 	var b strings.Builder
 	b.WriteString("version: 1\n")
-	grants := slices.DeleteFunc(ranked(w.hosts), Telemetry)
+	grants := slices.DeleteFunc(ranked(w.hosts), func(host string) bool { return caution(host) != "" })
 	if len(grants) > 0 {
 		b.WriteString("egress:\n")
 	}
@@ -124,8 +189,8 @@ func (w *wishes) document() string {
 		fmt.Fprintf(&b, "  - %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
 	}
 	for _, host := range ranked(w.hosts) {
-		if Telemetry(host) {
-			fmt.Fprintf(&b, "# known telemetry: %s # %s\n", w.hosts[host].grant(host), w.hosts[host].who())
+		if why := caution(host); why != "" {
+			fmt.Fprintf(&b, "# %s: %s # %s\n", why, w.hosts[host].grant(host), w.hosts[host].who())
 		}
 	}
 	for _, text := range ranked(w.notes) {
@@ -143,6 +208,14 @@ func ranked(of map[string]*wish) []string {
 // Telemetry reports whether a host is known to be called by programs about themselves.
 func Telemetry(host string) bool {
 	return slices.ContainsFunc(telemetry, func(t string) bool { return host == t || strings.HasSuffix(host, "."+t) })
+}
+
+// caution says why a host is not suggested like another; "" where it is.
+func caution(host string) string {
+	if Telemetry(host) {
+		return "known telemetry"
+	}
+	return ownPlace(host)
 }
 
 // grant is the egress entry of a host.

@@ -46,7 +46,7 @@ func (env *environment) suggest(file string) error {
 		if err != nil {
 			return err
 		}
-		text = policy.Suggest(denied)
+		text = policy.Suggest(denied, nil)
 	}
 	if text == "" {
 		fmt.Fprintln(env.stderr, "exitgate: nothing was denied")
@@ -120,7 +120,7 @@ func (env *environment) readDenials(file string) ([]policy.Denied, error) {
 // suggestion is what the running gate suggests for what it remembers.
 func (g *gate) suggestion() string {
 	g.audit.Settle()
-	return policy.Suggest(g.audit.Denials())
+	return policy.Suggest(g.audit.Denials(), g.engine.Policy())
 }
 
 // parting tells a person, once, what was denied while their program ran.
