@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -72,6 +73,34 @@ func (d *draft) text() string {
 		fmt.Fprintf(&b, "  - %s\n", e)
 	}
 	return b.String()
+}
+
+// TestExplainRunning: a running gate says of an allowed host that it has no address and why, as a request is told, and a method with a path
+// is a request on the listener, as the audit shows it.
+func TestExplainRunning(t *testing.T) {
+	t.Parallel()
+	w := world(t)
+	upstream(t, w, "api.example.com", rig.Server{})
+	w.DNS.Set("files.example.com", time.Minute, netip.MustParseAddr("10.1.2.3"))
+	g := up(t, w, basic)
+	const why = "every address it resolves to is special-purpose: private (10.0.0.0/8); to allow one, list it under the entry's `addresses`"
+	if r := g.do(tunnel("files.example.com")); r.Status != 502 || !strings.Contains(string(r.Data), "files.example.com has no address that is allowed: "+why) {
+		t.Errorf("the request: %s %s", r, r.Data)
+	}
+	if out := g.exitgate("explain", "files.example.com:443").Stdout; !strings.Contains(out, "addresses  none: "+why) {
+		t.Errorf("explain of a name without address:\n%s", out)
+	}
+	if r := g.do(web(listener, "GET", "/v1/models", listener)); r.Status != 200 {
+		t.Fatalf("control: %s %s", r, r.Data)
+	}
+	if out := g.exitgate("explain", "https://api.example.com/v1/models").Stdout; !strings.Contains(out, "addresses  ") || strings.Contains(out, "none: ") {
+		t.Errorf("control: explain of a name with address:\n%s", out)
+	}
+	for method, code := range map[string]int{"GET": 0, "DELETE": 1} {
+		if out := g.exitgate("explain", method, "/v1/models"); out.Code != code || !strings.Contains(out.Stdout, method+" http://"+listener+"/v1/models") {
+			t.Errorf("explain %s /v1/models: %d\n%s%s", method, out.Code, out.Stdout, out.Stderr)
+		}
+	}
 }
 
 // some takes each of from with an even chance, and one at least.

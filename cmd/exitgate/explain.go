@@ -28,10 +28,12 @@ func newExplainCommand(env *environment) *cobra.Command {
 		Long: "Asks the code that enforces the policy. With FILE, which ends in .yaml or .yml or names an existing file, the\n" +
 			"policy is read from there; without it the running gate answers, with the addresses that are pinned now.\n\n" +
 			"A URL of the agent's listener, or of what a route leads to, goes by that route; other https through CONNECT, other\n" +
-			"http as a plain request. METHOD is GET where it is not written. A path is that of a unix socket.\n\n" +
+			"http as a plain request. METHOD is GET where it is not written. A path alone is that of a\n" +
+			"unix socket; with METHOD it is one of the listener, as refusals and audit lines show it.\n\n" +
 			"The exit code is 0 when it is allowed, 1 when denied, 2 when the question is not understood, 125 when no gate runs.",
 		Example: "  exitgate explain policy.yaml POST https://api.anthropic.com/v1/messages\n" +
 			"  exitgate explain policy.yaml --agent ci registry.npmjs.org:443\n" +
+			"  exitgate explain DELETE /v1/files\n" +
 			"  exitgate explain packet udp 1.1.1.1:53\n" +
 			"  exitgate explain /var/run/docker.sock",
 		Args: cobra.MinimumNArgs(1),
@@ -59,6 +61,7 @@ type answer struct {
 	Also      string   `json:"also,omitempty"`      // another road that is open where this one is not
 	Fence     string   `json:"fence,omitempty"`     // the nft rule that decides over a packet
 	Addresses []string `json:"addresses,omitempty"` // pinned now; of a running gate only
+	Unnamed   string   `json:"unnamed,omitempty"`   // why there is no address, where that is known; of a running gate only
 
 	host string // what Addresses are of
 }
@@ -119,7 +122,7 @@ func (env *environment) explainOffline(agent, file string, words []string) (answ
 // here, whether a gate runs or not.
 func (env *environment) explainLive(agent string, words []string) (a answer, err error) {
 	q, err := parseQuestion(agent, words)
-	if _, isSocket := q.socketPath(); err == nil && q.packet == "" && !isSocket {
+	if _, isSocket := q.socketPath(); err == nil && q.packet == "" && !isSocket && !q.onListener() {
 		_, err = parseLocation(q.target)
 	}
 	if err != nil {
@@ -133,15 +136,15 @@ func (env *environment) explainLive(agent string, words []string) (a answer, err
 }
 
 // answerExplain answers `exitgate explain` in a running gate: held is what the fence's sets hold, pinned the addresses
-// of a host.
-func answerExplain(p *policy.Policy, held firewall.Contents, may reach, pinned func(host string) []string, v url.Values, now time.Time) (answer, error) {
+// of a host, or why it has none.
+func answerExplain(p *policy.Policy, held firewall.Contents, may reach, pinned func(host string) ([]string, string), v url.Values, now time.Time) (answer, error) {
 	q, err := parseQuestion(v.Get("agent"), v["word"])
 	if err != nil {
 		return answer{}, err
 	}
 	a, err := explain(p, held, may, q, now)
 	if err == nil && a.host != "" && a.Decision == "allow" {
-		a.Addresses = pinned(a.host)
+		a.Addresses, a.Unnamed = pinned(a.host)
 	}
 	return a, err
 }
@@ -157,6 +160,9 @@ func explain(p *policy.Policy, held firewall.Contents, may reach, q question, no
 	}
 	if path, isSocket := q.socketPath(); isSocket {
 		return explainSocket(p, agent, path, may)
+	}
+	if q.onListener() {
+		q.target = "http://" + agent.Listen.String() + q.target
 	}
 	l, err := parseLocation(q.target)
 	if err != nil {
@@ -274,11 +280,15 @@ func (a answer) print(w io.Writer) error {
 	if a.Decision == "allow" {
 		verdict = "allowed"
 	}
+	addresses := strings.Join(a.Addresses, " ")
+	if addresses == "" && a.Unnamed != "" {
+		addresses = "none: " + a.Unnamed
+	}
 	fmt.Fprintf(w, "%s: %s\n", verdict, printable(a.Asked))
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, row := range [][2]string{
 		{"rule", a.Rule + " (" + a.place() + ")"}, {"why", a.Reason}, {"mend", a.Mend}, {"agent", a.Agent},
-		{"road", a.Via}, {"also", a.Also}, {"fence", a.Fence}, {"addresses", strings.Join(a.Addresses, " ")},
+		{"road", a.Via}, {"also", a.Also}, {"fence", a.Fence}, {"addresses", addresses},
 	} {
 		if row[1] != "" {
 			fmt.Fprintf(t, "  %s\t%s\n", row[0], printable(row[1]))

@@ -17,8 +17,12 @@ import (
 // socketPath is the path of a question about a unix socket.
 func (q question) socketPath() (string, bool) {
 	path, _ := strings.CutPrefix(q.target, "unix:")
-	return filepath.Clean(path), strings.HasPrefix(path, "/")
+	return filepath.Clean(path), strings.HasPrefix(path, "/") && q.method == ""
 }
+
+// onListener reports whether a path stands for itself on the agent's listener: with a method in front it is what audit
+// lines and refusals show, and no socket's.
+func (q question) onListener() bool { return q.method != "" && strings.HasPrefix(q.target, "/") }
 
 // reach tells why an agent may not connect to a path; nil: it may.
 type reach func(a *policy.Agent, path string) error

@@ -64,18 +64,18 @@ func (g *gate) await(ctx context.Context, what string) error {
 	})
 }
 
-// pinned are the addresses of a host that root may reach now.
-func (g *gate) pinned(host string) []string {
-	var out []string
+// pinned are the addresses of a host that root may reach now, and what went wrong with the last lookup of it.
+func (g *gate) pinned(host string) (addresses []string, why string) {
 	for _, h := range g.engine.Status().Hosts {
 		if h.Host != host {
 			continue
 		}
 		for _, a := range h.Addresses {
-			out = append(out, a.Address)
+			addresses = append(addresses, a.Address)
 		}
+		why = h.LastError
 	}
-	return out
+	return addresses, why
 }
 
 // watch sends every audit line from now on.

@@ -72,9 +72,9 @@ func (r *Resolver) try(rule, host string, port uint16, stale bool) (addrs []neti
 		}
 		return nil, false, &pending{f, old}, nil
 	}
-	usable = r.passLocked(n, usable, rule, port, now)
+	usable, special := r.passLocked(n, usable, rule, port, now)
 	if len(usable) == 0 {
-		return nil, false, nil, fail(n.host, ErrAddress, noAddress)
+		return nil, false, nil, fail(n.host, ErrAddress, noAddress(special))
 	}
 	addrs, ready = r.table.pin(n, port, usable, now)
 	if len(addrs) == 0 {
@@ -145,11 +145,11 @@ func (n *name) usable(now time.Time, stale bool) (addrs []netip.Addr, failure er
 	return nil, nil, old
 }
 
-// passLocked leaves the addresses that the rule's entry admits in a policy in force: another entry of the same name may
-// admit more.
-func (r *Resolver) passLocked(n *name, addrs []netip.Addr, rule string, port uint16, now time.Time) []netip.Addr {
+// passLocked leaves the addresses that the rule's entry admits in a policy in force, and says of which kinds the others are:
+// another entry of the same name may admit more.
+func (r *Resolver) passLocked(n *name, addrs []netip.Addr, rule string, port uint16, now time.Time) (passed []netip.Addr, special []string) {
 	if n.literal.IsValid() {
-		return addrs
+		return addrs, nil
 	}
 	var ranges []netip.Prefix
 	for _, g := range r.gens {
@@ -158,13 +158,16 @@ func (r *Resolver) passLocked(n *name, addrs []netip.Addr, rule string, port uin
 		}
 	}
 	refused := func(a netip.Addr) bool {
-		_, refused := r.sys.special(a, ranges)
+		why, refused := r.sys.special(a, ranges)
+		if refused && !slices.Contains(special, why) {
+			special = append(special, why)
+		}
 		return refused
 	}
 	if !slices.ContainsFunc(addrs, refused) {
-		return addrs
+		return addrs, nil
 	}
-	return slices.DeleteFunc(slices.Clone(addrs), refused)
+	return slices.DeleteFunc(slices.Clone(addrs), refused), special
 }
 
 // confirm commits pinned addresses and gives those that the kernel now has; the others are released.

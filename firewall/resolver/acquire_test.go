@@ -157,6 +157,8 @@ func TestRebinding(t *testing.T) {
 	for _, host := range []string{"a.wild.example.com", "b.wild.example.com"} {
 		if e := g.refuse(t, host, 443, ErrAddress); e.Kind != KindAddress {
 			t.Errorf("kind %q", e.Kind)
+		} else if !strings.HasPrefix(e.Msg, "every address it resolves to is special-purpose: ") || !strings.Contains(e.Msg, "private (10.0.0.0/8)") {
+			t.Errorf("which range it is of is not told: %s", e.Msg)
 		}
 	}
 	for _, e := range g.kernel.list() {

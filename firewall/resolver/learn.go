@@ -3,6 +3,7 @@ package resolver
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -20,7 +21,10 @@ const (
 
 func clamp(d, low, high time.Duration) time.Duration { return max(low, min(d, high)) }
 
-const noAddress = "every address it resolves to is of a special-purpose range; to allow one, list it under the entry's addresses"
+// noAddress names ranges, which are ours, and no address, which is the DNS server's.
+func noAddress(ranges []string) string {
+	return "every address it resolves to is special-purpose: " + strings.Join(ranges, ", ") + "; to allow one, list it under the entry's `addresses`"
+}
 
 // lesson is what an outcome changed.
 type lesson struct {
@@ -69,6 +73,7 @@ func (t *table) learn(n *name, out outcome, chance float64, now time.Time) (l le
 // whether some that pass are special-purpose.
 func (t *table) sift(n *name, out outcome) (_ outcome, fresh []refusal, private bool) {
 	var passed, refused []netip.Addr
+	var ranges []string
 	for _, a := range out.addrs {
 		a = a.Unmap()
 		why, special := t.special(a, nil)
@@ -78,6 +83,9 @@ func (t *table) sift(n *name, out outcome) (_ outcome, fresh []refusal, private 
 			continue
 		}
 		refused = append(refused, a)
+		if !slices.Contains(ranges, why) {
+			ranges = append(ranges, why)
+		}
 		if !slices.Contains(n.refused, a) {
 			fresh = append(fresh, refusal{a, why})
 		}
@@ -85,7 +93,7 @@ func (t *table) sift(n *name, out outcome) (_ outcome, fresh []refusal, private 
 	n.refused = refused
 	out.addrs = passed
 	if len(passed) == 0 {
-		out.err, out.msg = ErrAddress, noAddress
+		out.err, out.msg = ErrAddress, noAddress(ranges)
 	}
 	return out, fresh, private
 }

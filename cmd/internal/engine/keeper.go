@@ -363,7 +363,7 @@ func (a *answers) Resolve(ctx context.Context, rule, host string, port uint16) (
 	f := &proxy.Failure{Kind: resolver.KindInternal, Msg: err.Error()}
 	var why *resolver.Error
 	if errors.As(err, &why) {
-		f.Kind = why.Kind
+		f.Kind, f.Msg = why.Kind, why.Msg // who shows it names the host
 	}
 	return nil, f
 }
