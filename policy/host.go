@@ -104,6 +104,9 @@ func parseOther(s string) (Host, error) {
 		}
 		return h, err
 	}
+	if _, err := netip.ParsePrefix(bare); err == nil {
+		return Host{}, faultf("write one address, or the name of a host and the network under its `addresses`", "host %s is a network", quoted(s))
+	}
 	return Host{}, faultf(misplaced(s), "host %s is not a name or an address alone", quoted(s))
 }
 

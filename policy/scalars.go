@@ -95,6 +95,8 @@ func (r *reader) prefixes(n *yaml.Node, what string) []netip.Prefix {
 		}
 		p, mend := parsePrefix(s)
 		switch {
+		case mend != "" && p.IsValid():
+			r.fail(v, mend, "%s is every address", quoted(s))
 		case mend != "":
 			r.fail(v, mend, "%s is not a network", quoted(s))
 		case slices.Contains(all, p):
@@ -119,7 +121,7 @@ func parsePrefix(s string) (netip.Prefix, string) {
 	case p.Addr().Is4In6():
 		return netip.Prefix{}, "write an IPv4 network, such as 10.0.0.0/8: addresses are compared in their IPv4 form"
 	case p.Bits() == 0:
-		return netip.Prefix{}, "that is every address; list the ranges the name really resolves to"
+		return p, "list the ranges the name really resolves to"
 	case p.Masked() != p:
 		return netip.Prefix{}, "write " + p.Masked().String()
 	}

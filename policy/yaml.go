@@ -324,7 +324,10 @@ func (r *reader) number(n *yaml.Node, what string, low, high int64) (int64, bool
 	case n.Kind != yaml.ScalarNode || n.Value == "" || n.ShortTag() == "!!null":
 		r.fail(n, form, "%s is not a number but %s", what, kindOf(n))
 	case n.Style != 0:
-		r.fail(n, "remove the quotes", "%s is text, not a number: %s", what, quoted(n.Value))
+		if isDecimal(n.Value) {
+			form = "remove the quotes"
+		}
+		r.fail(n, form, "%s is text, not a number: %s", what, quoted(n.Value))
 	case !plain:
 		r.fail(n, form, "%s is not a plain number: %s", what, quoted(n.Value))
 	default:
