@@ -82,7 +82,7 @@ var refused = map[string]struct {
 	"leading CRLF":         {in: "\nGET / HTTP/1.1\n" + okHost + "\n", reason: "begin with"},
 	"lower-case method":    {in: "get / HTTP/1.1\n" + okHost + "\n", reason: "begin with"},
 	"mixed-case method":    {in: "Get / HTTP/1.1\n" + okHost + "\n", reason: "method"},
-	"TLS":                  {in: "\x16\x03\x01\x02\x00\x01", raw: true, reason: "begin with"},
+	"TLS":                  {in: "\x16\x03\x01\x02\x00\x01", raw: true, reason: "http:// in place of https://"},
 	"HTTP/2 preface":       {in: "PRI * HTTP/2.0\n\nSM\n\n", status: 505, reason: "version"},
 	"HTTP/0.9":             {in: "GET /\n\n", reason: "request line"},
 	"HTTP/1.0":             {in: "GET / HTTP/1.0\n" + okHost + "\n", status: 505, reason: "version"},

@@ -50,7 +50,10 @@ func (s *scanner) has(f field) bool { return s.seen&f != 0 }
 // first byte. It reports whether the head is complete; s.pos is then its length.
 func (s *scanner) scan(buf []byte) (done bool, err *Error) {
 	if s.pos == 0 && len(buf) > 0 && (buf[0] < 'A' || buf[0] > 'Z') {
-		// At once: a TLS client would wait for an answer to its ClientHello.
+		// At once: a TLS client would wait for an answer to its ClientHello, which is a record of this type (RFC 8446 5.1).
+		if buf[0] == 22 {
+			return false, bad("request is TLS, and this listener speaks plain http; ask for http:// in place of https://")
+		}
 		return false, bad("request does not begin with an upper-case method")
 	}
 	for {
