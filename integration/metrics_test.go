@@ -207,3 +207,34 @@ func TestAuditRotates(t *testing.T) {
 	}
 	t.Logf("%d requests, %d lines", made, lines)
 }
+
+// TestMetricsReach: an address for the metrics that the fence lets nobody reach is told of at the start, and one that it does is not.
+func TestMetricsReach(t *testing.T) {
+	t.Parallel()
+	w := world(t)
+	for _, c := range []struct{ where, policy, says string }{
+		{"127.0.0.1:9100", basic, "write `root_loopback: [9100]`"},
+		{"0.0.0.0:9100", basic, "write `root_loopback: [9100]`"},
+		{"127.0.0.1:9100", basic + "root_inbound: [9100]\n", "write `root_loopback: [9100]`"},
+		{"127.0.0.1:9100", basic + "root_loopback: [9100]\n", ""},
+		{"0.0.0.0:9100", basic + "root_inbound: [9100]\n", ""},
+	} {
+		g := up(t, w, c.policy, env("EXITGATE_METRICS="+c.where))
+		var at []string
+		for _, l := range g.Stderr.Lines() {
+			if strings.Contains(l, "metrics at ") {
+				at = append(at, l)
+			}
+		}
+		r, err := g.Probe(0, prober.Probe{Op: "tcp", Address: "127.0.0.1:9100"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reached := r.Errno == ""; reached != strings.Contains(c.policy, "root_loopback") {
+			t.Errorf("control: root at 127.0.0.1:9100: %s", r)
+		}
+		if got := strings.Join(at, "\n"); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%s with %q says %q", c.where, strings.TrimPrefix(c.policy, basic), got)
+		}
+	}
+}

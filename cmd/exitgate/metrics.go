@@ -7,10 +7,13 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"exitgate/cmd/internal/control"
+	"exitgate/policy"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -30,7 +33,16 @@ func (g *gate) serveMetrics(ctx context.Context) error {
 		ErrorLog: log.New(io.Discard, "", 0)} // stderr may be the agent's terminal
 	context.AfterFunc(ctx, func() { server.Close() })
 	go server.Serve(l)
+	if at, ok := l.Addr().(*net.TCPAddr); ok && !g.place.elsewhere() && !scrapable(g.engine.Policy(), at.AddrPort()) {
+		g.logf("metrics at %s can be reached by nobody: the fence refuses root's loopback and connections from outside; write `root_loopback: [%d]` in the policy, or `root_inbound: [%[2]d]` and an address that is not loopback's",
+			where, at.Port)
+	}
 	return nil
+}
+
+// scrapable reports whether the fence lets anybody reach a listener of root's.
+func scrapable(p *policy.Policy, at netip.AddrPort) bool {
+	return slices.Contains(p.RootLoopback, at.Port()) || !at.Addr().IsLoopback() && slices.Contains(p.RootInbound, at.Port())
 }
 
 func listenMetrics(where string) (net.Listener, error) {
