@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -136,6 +137,29 @@ func secure(t *testing.T, upstream func(net.Conn), change ...func(*Options)) *ri
 	r.configure(oneAgent+"egress:\n  - {host: api.example.test, addresses: [127.0.0.0/8]}\n  - {host: 127.0.0.1, ports: [443, 8443]}\n", nil)
 	r.names.addrs["127.0.0.1"] = r.names.addrs["api.example.test"]
 	return r
+}
+
+// A client that shows its user the status line alone says who refused a tunnel, and why; the body of another method's
+// refusal is shown, and the control.
+func TestStatusLineSaysWhy(t *testing.T) {
+	r := newRig(t)
+	r.configure(egressPolicy(443, "api.example.test"), nil)
+	client := http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: r.addr})}}
+	const why = "exitgate: denied.example.test:443 is not in egress (policy.yaml); to allow it add `- host: denied.example.test`"
+	if _, err := client.Get("https://denied.example.test/"); err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("net/http says %v", err)
+	}
+	c := r.dial()
+	c.send("CONNECT denied.example.test:443 HTTP/1.1\r\nHost: denied.example.test:443\r\n\r\n")
+	if line, err := c.br.ReadString('\n'); line != "HTTP/1.1 403 Forbidden: "+why+"\r\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	resp, err := client.Get("http://denied.example.test/")
+	must(t, err)
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.Status != "403 Forbidden" || !strings.Contains(string(body), "denied.example.test:80 is not in egress") {
+		t.Errorf("control: %s %s", resp.Status, body)
+	}
 }
 
 func TestConnectHello(t *testing.T) {

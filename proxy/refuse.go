@@ -71,7 +71,7 @@ func (c *conn) refuse(r *refusal, req *http.Request) (again bool) {
 		f.close = (req.ContentLength > lingerSmall || len(req.Header["Expect"]) > 0) && !head.Finish(req, 0)
 	}
 	r.close = f.close
-	if _, err := c.nc.Write(appendRefusal(nil, r, f.event.ID, f.event.Method == http.MethodHead)); err != nil {
+	if _, err := c.nc.Write(appendRefusal(nil, r, f.event.ID, f.event.Method)); err != nil {
 		return false
 	}
 	return req != nil && c.finishBody(req)
@@ -94,8 +94,9 @@ func errorType(status int) string {
 	return "invalid_request_error"
 }
 
-// appendRefusal appends the whole answer. noBody is for HEAD.
-func appendRefusal(b []byte, r *refusal, id string, noBody bool) []byte {
+// appendRefusal appends the whole answer to a method. Where clients show no body, the status line says what is in it:
+// of a refused CONNECT, net/http, Python's http.client, wget and Java tell their user that line and nothing else.
+func appendRefusal(b []byte, r *refusal, id, method string) []byte {
 	body := refusalBody(r)
 	rule := r.rule
 	if rule == "" {
@@ -105,6 +106,10 @@ func appendRefusal(b []byte, r *refusal, id string, noBody bool) []byte {
 	b = strconv.AppendInt(b, int64(r.status), 10)
 	b = append(b, ' ')
 	b = append(b, http.StatusText(r.status)...)
+	if method == http.MethodConnect || method == http.MethodHead {
+		b = append(b, ": "...)
+		b = appendPrintable(b, r.text())
+	}
 	b = append(b, "\r\nContent-Type: application/json\r\nExitgate-Decision: deny; rule="...)
 	b = appendPrintable(b, rule)
 	b = append(b, "\r\nExitgate-Request-Id: "...)
@@ -118,7 +123,7 @@ func appendRefusal(b []byte, r *refusal, id string, noBody bool) []byte {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	b = append(b, "\r\n"...)
-	if noBody {
+	if method == http.MethodHead {
 		return b
 	}
 	return append(b, body...)
