@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -40,6 +42,7 @@ func newEnvCommand(env *environment) *cobra.Command {
 	}
 	c.Flags().StringVar(&agent, "agent", "", "which agent of the policy (default: the first)")
 	c.Flags().StringVar(&format, "format", "sh", "sh, docker (an env file) or k8s (a container's env list)")
+	completes(c, "format", slices.Sorted(maps.Keys(formats))...)
 	return c
 }
 

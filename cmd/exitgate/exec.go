@@ -22,7 +22,7 @@ func newExecCommand(env *environment) *cobra.Command {
 		Long: "Becomes COMMAND, hardened and with the environment that `exitgate run` gives the agent. It replaces itself\n" +
 			"(execve), so that an interactive program needs no supervisor.",
 		Example: "  docker exec -it NAME exitgate exec -- claude",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.MatchAll(cobra.MinimumNArgs(1), notFlagValue),
 		RunE: func(_ *cobra.Command, argv []string) error {
 			return env.exec(agent, argv)
 		},

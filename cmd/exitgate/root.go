@@ -85,13 +85,24 @@ func newRoot(env *environment) *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.PersistentFlags().SortFlags = false
 	addSettings(root.PersistentFlags())
+	completes(root, "log-level", "debug", "info", "warn", "error")
+	completes(root, "log-format", "json", "text")
+	completes(root, "audit", "stderr", "none")
 	for _, make := range commands {
 		root.AddCommand(make(env))
 	}
+	root.SetUsageTemplate(usage(root.UsageTemplate()))
 	root.Version = thisBuild().String()
 	root.SetVersionTemplate("{{.Version}}\n")
 	ready(root)
 	return root
+}
+
+// completes offers words in a shell as values of a flag.
+func completes(c *cobra.Command, flag string, words ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // no such flag
+	}
 }
 
 // ready adds what cobra brings, which has no examples of its own.
@@ -105,11 +116,29 @@ func ready(root *cobra.Command) {
 		case "completion":
 			c.Short = "a script that completes exitgate's commands in a shell"
 			c.Example = "  exitgate completion bash > /etc/bash_completion.d/exitgate"
+			c.Use, c.Args, c.RunE = "completion bash|zsh|fish|powershell", cobra.ArbitraryArgs, knownShell
 			for _, shell := range c.Commands() {
 				shell.Example = "  exitgate completion " + shell.Name()
 			}
 		}
 	}
+}
+
+// knownShell refuses what is no shell: a help text would end up in the file that the script was to be written to.
+func knownShell(_ *cobra.Command, args []string) error {
+	const mend = "write bash, zsh, fish or powershell, as in `exitgate completion bash`"
+	if len(args) == 0 {
+		return exitError{code: exitUsage, err: errors.New("completion names no shell; " + mend)}
+	}
+	return exitError{code: exitUsage, err: fmt.Errorf("there is no completion for %q; %s", args[0], mend)}
+}
+
+// usage is cobra's, with a flag that may stand alone as people write it: pflag has `--watch true|false[="true"]`.
+func usage(template string) string {
+	cobra.AddTemplateFunc("standing", func(flags string) string {
+		return strings.ReplaceAll(flags, ` true|false[="true"]`, `[=true|false]       `)
+	})
+	return strings.ReplaceAll(template, ".FlagUsages |", ".FlagUsages | standing |")
 }
 
 // knownCommand is asked when the first word is no command.

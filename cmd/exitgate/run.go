@@ -38,6 +38,7 @@ func newRunCommand(env *environment) *cobra.Command {
 		Example: "  exitgate run --policy /etc/exitgate/policy.yaml -- claude\n" +
 			"  docker run --cap-add NET_ADMIN --security-opt no-new-privileges IMAGE exitgate run -- npm test\n" +
 			"  sudo exitgate run --isolate --bind ~/.claude --policy policy.yaml -- claude",
+		Args: notFlagValue,
 		RunE: func(_ *cobra.Command, argv []string) error {
 			r.argv = argv
 			if isolate {
@@ -54,6 +55,15 @@ func newRunCommand(env *environment) *cobra.Command {
 	c.Flags().StringArrayVar(&binds, "bind", nil, "with --isolate: show COMMAND this file or directory too; read-only with `PATH[:ro]`; repeatable")
 	c.Flags().BoolVar(&r.hostNetwork, "host-network", false, "insist on fencing the host's own network namespace")
 	return c
+}
+
+// notFlagValue refuses `--self-test false -- COMMAND`, in which false is no value of the flag's and would be run as the
+// command, a program of that name being everywhere.
+func notFlagValue(_ *cobra.Command, argv []string) error {
+	if len(argv) > 1 && argv[1] == "--" && (argv[0] == "true" || argv[0] == "false") {
+		return fmt.Errorf("%q in front of -- would be the command; give a flag its value with an equals sign, as in --self-test=%[1]s", argv[0])
+	}
+	return nil
 }
 
 // runner is one `exitgate run`, or attach.

@@ -40,6 +40,7 @@ func newWatchCommand(env *environment) *cobra.Command {
 	c.Flags().StringVar(&f.event, "event", "", "only of this kind: "+strings.Join(policy.EventKinds, ", "))
 	c.Flags().StringVar(&f.host, "host", "", "only to this host, or address")
 	c.Flags().StringVar(&f.rule, "rule", "", "only by this rule, such as egress/registry.npmjs.org")
+	completes(c, "event", policy.EventKinds...)
 	return c
 }
 
