@@ -83,6 +83,11 @@ func TestDecide(t *testing.T) {
 		{Request{Method: "GET", Path: "/v1%2fmodels"}, "default", "exitgate: path /v1%2fmodels has an encoded slash (policy.yaml); write it plainly"},
 		{Request{Method: "GET", Path: "/a\x1b[2Jb"}, "default", "exitgate: path /a%1B[2Jb has a raw space, control or non-ASCII byte (policy.yaml); write it plainly"},
 		{Request{Method: "GET", Path: "/v1/models", Query: "a=1\nb"}, "default", "exitgate: the query of /v1/models has a raw space, # or control byte (policy.yaml); write it escaped"},
+		{Request{Method: "GET", Path: "/v1/models", Query: "a=1 b"}, "default", "exitgate: the query of /v1/models has a raw space, # or control byte (policy.yaml); write it escaped"},
+		{Request{Method: "G\x9bT", Path: "/v1/models"}, "route/anthropic", "exitgate: G%9BT /v1/models is not in route \"anthropic\" (policy.yaml:8)"},
+		{Request{Method: "G\x7fT", Path: "/v1/models"}, "route/anthropic", "exitgate: G%7FT /v1/models is not in route \"anthropic\" (policy.yaml:8)"},
+		{Request{Method: "G T", Path: "/v1/models"}, "route/anthropic", "exitgate: G%20T /v1/models is not in route \"anthropic\" (policy.yaml:8)"},
+		{Request{Method: "DELETE", Path: "/" + strings.Repeat("a", 200)}, "route/anthropic", "exitgate: DELETE /" + strings.Repeat("a", 199) + "... is not in route \"anthropic\" (policy.yaml:8); to allow it add `- DELETE /" + strings.Repeat("a", 199) + "...`"},
 		{Request{Method: "GET", Path: "/v1/models", Query: "a=1#b"}, "default", "exitgate: the query of /v1/models has a raw space, # or control byte (policy.yaml); write it escaped"},
 		{Request{Method: "GET", Path: "/v1/models", Query: "a=b;c=d&%zz&é"}, "+route/anthropic", "allowed by GET /v1/models (policy.yaml:14)"},
 		{Request{Method: "GET", Path: ""}, "default", "exitgate: path  does not start with a slash (policy.yaml); write it plainly"},
@@ -103,6 +108,9 @@ func TestDecide(t *testing.T) {
 		{Request{Road: RoadConnect, Host: "registry.npmjs.org", Port: 80}, "egress/registry.npmjs.org", "exitgate: port 80 of registry.npmjs.org is not in egress registry.npmjs.org (policy.yaml:30); to allow it add 80 to its `ports`"},
 		{Request{Road: RoadConnect, Host: "evil.example", Port: 443}, "default", "exitgate: evil.example:443 is not in egress (policy.yaml); to allow it add `- host: evil.example`"},
 		{Request{Road: RoadConnect, Host: "EVIL.example", Port: 8443}, "default", "exitgate: evil.example:8443 is not in egress (policy.yaml); to allow it add `- {host: evil.example, ports: [8443]}`"},
+		{Request{Road: RoadConnect, Method: "GET", Host: "evil.example", Port: 8443}, "default", "exitgate: evil.example:8443 is not in egress (policy.yaml); to allow it add `- {host: evil.example, ports: [8443]}`"},
+		{Request{Road: RoadConnect, Host: strings.Repeat("a.", 125) + "soon.example", Port: 443}, "default", "exitgate: host \"" + strings.Repeat("a.", 40) + "\"... has 262 bytes (policy.yaml); a name has at most 253"},
+		{Request{Road: RoadConnect, Host: "api.anthropic.com", Port: 8443}, "default", "exitgate: api.anthropic.com:8443 is not in egress (policy.yaml); to allow it add `- {host: api.anthropic.com, ports: [8443]}`"},
 		{Request{Road: RoadConnect, Host: "2001:db8::1", Port: 443}, "default", "exitgate: [2001:db8::1]:443 is not in egress (policy.yaml); to allow it add `- host: \"2001:db8::1\"`"},
 		{Request{Road: RoadConnect, Host: "169.254.169.254", Port: 80}, "default", "exitgate: 169.254.169.254:80 is not in egress (policy.yaml); it is where a cloud hands out the machine's own credentials; to allow it all the same, add `- {host: 169.254.169.254, ports: [80]}`"},
 		{Request{Road: RoadConnect, Host: "127.0.0.1", Port: 22}, "default", "exitgate: 127.0.0.1:22 is not in egress (policy.yaml); it is the machine itself: the agent's own programs are reached without the proxy, given `loopback: own`; to let it reach root's, add `- {host: 127.0.0.1, ports: [22]}`"},
@@ -131,6 +139,7 @@ func TestDecide(t *testing.T) {
 		{Request{Road: RoadPacket, Method: "tcp", Host: "::1", Port: 8081}, "default", "exitgate: tcp to [::1]:8081: the agent reaches its listener 127.0.0.1:8080 only (policy.yaml); hosts are reached by name through the proxy: add them to `egress:`"},
 		{Request{Agent: "other", Road: RoadPacket, Method: "tcp", Host: "::1", Port: 8081}, "+listener", "it is the agent's listener (policy.yaml:4)"},
 		{Request{Road: RoadPacket, Method: "tcp", Host: "127.0.0.1", Port: 3000}, "default", "exitgate: tcp to 127.0.0.1:3000: the agent reaches its listener 127.0.0.1:8080 only (policy.yaml:3); to allow its own programs' ports write `loopback: own` in the agent"},
+		{Request{Road: RoadPacket, Method: "udp", Host: "127.0.0.1", Port: 3000}, "default", "exitgate: udp to 127.0.0.1:3000: the agent reaches its listener 127.0.0.1:8080 only (policy.yaml); hosts are reached by name through the proxy: add them to `egress:`"},
 		{Request{Agent: "other", Road: RoadPacket, Method: "tcp", Host: "127.0.0.1", Port: 3000}, "+loopback", "loopback: own, where a program of the agent's own uid listens (policy.yaml:4)"},
 		{Request{Agent: "other", Road: RoadPacket, Method: "tcp", Host: "127.0.0.1", Port: 1023}, "default", "exitgate: tcp to 127.0.0.1:1023: the agent reaches its listener [::1]:8081 only (policy.yaml:4); to allow its own programs' ports write `loopback: own` in the agent"},
 		{Request{Agent: "other", Road: RoadPacket, Method: "tcp", Host: "127.0.0.1", Port: 8080}, "default", "exitgate: tcp to 127.0.0.1:8080: the agent reaches its listener [::1]:8081 only (policy.yaml); hosts are reached by name through the proxy: add them to `egress:`"},
@@ -163,6 +172,31 @@ func TestDecideRest(t *testing.T) {
 		"/b/cx": "b /cx", "/b/c/d/e": "c /d/e", "/b/x/c": "b /x/c", "/%62/x": "a /%62/x"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestDecideAgents: of two routes with one path each agent has its own, and who has none is told so. A literal pattern with a
+// condition says which, as one with wildcards does.
+func TestDecideAgents(t *testing.T) {
+	p := mustLoad(t, `version: 1
+agents: [{name: a, uid: 1000}, {name: b, uid: 1001, listen: "127.0.0.1:8081"}, {name: c, uid: 1002, listen: "127.0.0.1:8082"}]
+routes:
+  - {name: ra, path: /, upstream: "https://a.example", allow: ["GET /x?k=1"], agents: [a], env: [MODE=fast]}
+  - {name: rb, path: /, upstream: "https://b.example", allow: [GET /x], agents: [b], env: [MODE=slow]}
+`)
+	for _, c := range []struct{ agent, query, want string }{
+		{"a", "k=1", "allowed by GET /x?k=1"}, {"b", "", "allowed by GET /x"},
+		{"a", "", "GET /x is in route \"ra\" under a condition, and its query has no k=1"},
+		{"c", "", "GET /x has no route; to allow it add a route to `routes:`"},
+	} {
+		d := p.Decide(Request{Agent: c.agent, Method: "GET", Path: "/x", Query: c.query})
+		got := d.Reason
+		if d.Mend != "" {
+			got += "; " + d.Mend
+		}
+		if got != c.want || d.Allow != strings.HasPrefix(c.want, "allowed") {
+			t.Errorf("%+v: %v, %s", c, d.Allow, got)
+		}
 	}
 }
 

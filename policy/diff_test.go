@@ -13,7 +13,7 @@ import (
 const diffBase = `version: 1
 agents:
   - {name: a, uid: 1000, publish: [3000], limits: {connections: 10, requests_per_minute: 60}}
-  - {name: b, uid: 1001, listen: "127.0.0.1:8081", socket: /run/b.sock}
+  - {name: b, uid: 1001, listen: "127.0.0.1:8081", socket: /run/b.sock, loopback: own}
 credentials:
   - {name: key, from: "exec:/bin/token --secret x"}
 routes:
@@ -49,6 +49,10 @@ func TestDiff(t *testing.T) {
 		{"expires: 2030-01-01T00:00:00Z", "expires: 2029-01-01T00:00:00Z", []string{"- route r ends 2029-01-01T00:00:00Z instead of 2030-01-01T00:00:00Z"}},
 		{"expires: 2030-01-01T00:00:00Z, ", "", []string{"+ route r ends never instead of 2030-01-01T00:00:00Z"}},
 		{"GET /a, GET /b", "GET /a, PUT /b", []string{"+ route r: pattern PUT /b added", "- route r: pattern GET /b removed"}},
+		{"agents: [a]}\negress", "agents: [b]}\negress", []string{"+ route r for agent b added", "- route r for agent a removed"}},
+		{"allow: [GET /a", "addresses: [10.0.0.0/8], allow: [GET /a", []string{"+ route r: addresses 10.0.0.0/8 added"}},
+		{"--secret x\"}", "--secret x\", refresh: 60s}", []string{"- credential key: refresh 1m0s instead of 0s"}},
+		{"credentials:\n", "credentials:\n  - {name: k, from: \"fd:3\"}\n", []string{"- credential k (fd:3) added"}},
 		{"upstream: \"https://r.example\"", "upstream: \"https://s.example\"", []string{"+ route r: upstream https://s.example instead of https://r.example"}},
 		{"path: /r", "path: /s", []string{"+ route r: path /s instead of /r"}},
 		{"credential: key, ", "", []string{"- route r: credential key removed"}},
@@ -60,6 +64,7 @@ func TestDiff(t *testing.T) {
 		{"uid: 1000", "uid: 1000, gid: 5", []string{"+ agent a: gid 5 instead of the uid's own"}},
 		{"uid: 1000", "uid: 1000, listen: \"127.0.0.1:9000\"", []string{"+ agent a: listener 127.0.0.1:9000 instead of 127.0.0.1:8080"}},
 		{"uid: 1000", "uid: 1000, loopback: own", []string{"+ agent a: loopback own instead of deny"}},
+		{", loopback: own", "", []string{"- agent b: loopback deny instead of own"}},
 		{", socket: /run/b.sock", "", []string{"- agent b: socket /run/b.sock removed"}},
 		{"publish: [3000]", "publish: [3001]", []string{"+ agent a: published port 3001 added", "- agent a: published port 3000 removed"}},
 		{"connections: 10", "connections: 11", []string{"+ agent a: connections 11 instead of 10"}},
@@ -67,7 +72,7 @@ func TestDiff(t *testing.T) {
 		{"requests_per_minute: 60", "requests_per_minute: 0", []string{"+ agent a: requests per minute unlimited instead of 60"}},
 		{"requests_per_minute: 60", "upload_bytes_per_hour: 5", []string{"+ agent a: requests per minute unlimited instead of 60", "- agent a: upload bytes per hour 5 instead of unlimited"}},
 		{"agents:\n", "agents:\n  - {name: c, uid: 1003, listen: \"127.0.0.1:8083\"}\n", []string{"+ the first agent, which runs by default, is c instead of a", "+ agent c (uid 1003, listener 127.0.0.1:8083) added"}},
-		{"  - {name: b, uid: 1001, listen: \"127.0.0.1:8081\", socket: /run/b.sock}\n", "", []string{"- agent b (uid 1001, listener 127.0.0.1:8081) removed"}},
+		{"  - {name: b, uid: 1001, listen: \"127.0.0.1:8081\", socket: /run/b.sock, loopback: own}\n", "", []string{"- agent b (uid 1001, listener 127.0.0.1:8081) removed"}},
 		{"{host: deb.example, ports: [80]}", "{host: deb.example}", []string{"+ root deb.example: port 443 added", "- root deb.example: port 80 removed"}},
 		{"root:\n", "root:\n  - {host: x.example}\n", []string{"+ root x.example:443 added"}},
 		{"root_loopback: [9100]", "root_inbound: [9100]", []string{"+ root_inbound port 9100 added", "- root_loopback port 9100 removed"}},

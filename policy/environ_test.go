@@ -91,6 +91,20 @@ func TestEnvironGit(t *testing.T) {
 	if !strings.Contains(got, "GIT_CONFIG_COUNT=1\nGIT_CONFIG_KEY_0=url.http://127.0.0.1:8080/github/.insteadOf\nGIT_CONFIG_VALUE_0=https://github.com/") || strings.Contains(got, "a.b") {
 		t.Error(got)
 	}
+	// A setting that holds a secret goes, and those around it close up.
+	secret := []string{"GIT_CONFIG_COUNT=3", "GIT_CONFIG_KEY_0=a.b", "GIT_CONFIG_VALUE_0=c", "GIT_CONFIG_KEY_1=http.extraHeader", "GIT_CONFIG_VALUE_1=Authorization: Bearer FAKE-0123456789",
+		"GIT_CONFIG_KEY_2=d.e", "GIT_CONFIG_VALUE_2=f"}
+	for secrets, want := range map[string]string{
+		"FAKE-0123456789": "SHELL=/bin/sh\nGIT_CONFIG_COUNT=2\nGIT_CONFIG_KEY_0=a.b\nGIT_CONFIG_VALUE_0=c\nGIT_CONFIG_KEY_1=d.e\nGIT_CONFIG_VALUE_1=f",
+		"":                strings.Join(secret, "\n"),
+	} {
+		if got := strings.Join(mustLoad(t, "version: 1\n").Environ("", secret, User{}, []string{secrets}), "\n"); !strings.HasSuffix(got, want) {
+			t.Errorf("the secret is %q:\n%s", secrets, got)
+		}
+	}
+	if got := strings.Join(mustLoad(t, "version: 1\n").Environ("", []string{"A=b"}, User{}, nil), "\n"); strings.Contains(got, "GIT_CONFIG") {
+		t.Error(got)
+	}
 	whole := []string{"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=a.b", "GIT_CONFIG_VALUE_0=c"}
 	if got := strings.Join(mustLoad(t, "version: 1\n").Environ("", whole, User{}, nil), "\n"); !strings.HasSuffix(got, strings.Join(whole, "\n")) {
 		t.Error(got)

@@ -45,12 +45,20 @@ func TestEventAppend(t *testing.T) {
 	if got := string(sparse.Append(nil)); got != want {
 		t.Errorf("got %s want %s", got, want)
 	}
+	many := Event{Event: "lost", Duration: time.Second, Count: 3}
+	want = `{"time":"0001-01-01T00:00:00.000000Z","event":"lost","duration_ms":1000,"count":3}` + "\n"
+	if got := string(many.Append(nil)); got != want {
+		t.Errorf("got %s want %s", got, want)
+	}
+	if got := strings.Join(EventKinds, " "); got != "request connect denied_packet denied_lookup pin reload start child drift limit lost" {
+		t.Errorf("the kinds are %s", got)
+	}
 }
 
 func TestEventEscapes(t *testing.T) {
-	e := Event{Event: "request", Exe: "a\"b\\c\n\r\t\x00\x1b[2J\x7f\xff\u0085\u202e\u2028\u200b\ufeffé😀"}
+	e := Event{Event: "request", Exe: "a\"b\\c\n\r\t\x00\x1b[2J\x7f\xff\u0085\u202e\u2028\u200b\ufeff\u2066\u061cé😀"}
 	line := string(e.Append(nil))
-	want := `"exe":"a\"b\\c\u000a\u000d\u0009\u0000\u001b[2J\u007f\ufffd\u0085\u202e\u2028\u200b\ufeffé😀"`
+	want := `"exe":"a\"b\\c\u000a\u000d\u0009\u0000\u001b[2J\u007f\ufffd\u0085\u202e\u2028\u200b\ufeff\u2066\u061cé😀"`
 	if !strings.Contains(line, want) {
 		t.Errorf("%q has no %s", line, want)
 	}
@@ -88,7 +96,7 @@ func TestParseEvent(t *testing.T) {
 	if _, err := ParseEvent([]byte(`{"time":"2026-05-01T10:00:00Z","event":"pin","new_field":1}`)); err != nil {
 		t.Errorf("a field of a newer version: %v", err)
 	}
-	for _, bad := range []string{"", "{}", "x", `{"event":1}`, `{"time":"x","event":"pin"}`, `[]`} {
+	for _, bad := range []string{"", "{}", "x", `{"event":1}`, `{"time":"x","event":"pin"}`, `{"event":"pin","port":-1}`, `[]`} {
 		if _, err := ParseEvent([]byte(bad)); err == nil {
 			t.Errorf("%q is an event", bad)
 		}

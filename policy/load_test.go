@@ -333,8 +333,8 @@ routes:
 }
 
 func TestNearest(t *testing.T) {
-	known := []string{"audit", "grace", "log.level", "self_test"}
-	for word, want := range map[string]string{"adit": "audit", "audti": "audit", "sel": "self_test", "log.levle": "log.level", "selftest": "self_test", "x": "", "": "", "gracee": "grace", "metrics": ""} {
+	known := []string{"audit", "grace", "log.level", "self_test", "control", "connect"}
+	for word, want := range map[string]string{"adit": "audit", "audti": "audit", "sel": "self_test", "log.levle": "log.level", "selftest": "self_test", "x": "", "": "", "gracee": "grace", "metrics": "", "con": "", "cont": "control", "GRACE": "grace", "se": ""} {
 		if got := Nearest(word, known); got != want {
 			t.Errorf("%q is taken for %q, want %q", word, got, want)
 		}

@@ -128,6 +128,15 @@ func TestCondition(t *testing.T) {
 			t.Errorf("?%s: %s", q, f.explain(c))
 		}
 	}
+	plus, err := parsePattern("GET /x?b=%2B")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for q, want := range map[string]queryFault{"b=%2B": queryMeets, "b=+": queryOther} {
+		if f, c := plus.queryFault(q); f != want {
+			t.Errorf("?%s: %s", q, f.explain(c))
+		}
+	}
 	under, err := parsePattern("GET /x?a.b=1")
 	if err != nil {
 		t.Fatal(err)

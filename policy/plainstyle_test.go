@@ -76,7 +76,7 @@ func TestPlainStyle(t *testing.T) {
 // and not plain, at columns that fit and that do not.
 func TestPlainStyleRandom(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	pieces := []string{"a: b", "a:", "- a", "- a: b", "- a:", "- - a", "-", "-a", "- ", "a", "# c", "a: b # c", "a: b#c", "a: [b, c]", "a: []", "a: [b,c] # d", "a: [b", "a: [b c, \"d\"]", "a: [b:c]", "a: [b, ]", "a: [\"b\": c]",
+	pieces := []string{"a: b", "a:", "- a", "- a: b", "- a:", "- - a", "-", "-a", "- ", "a", "# c", "a: b # c", "a: b#c", "a: \"b\"#c", "a: [b, c]", "a: []", "a: [b,c] # d", "a: [b", "a: [b c, \"d\"]", "a: [b:c]", "a: [b, ]", "a: [\"b\": c]",
 		"a: \"b\"", "a: 'b'", "a: 'b''c'", "a: \"b\\n\"", "a: \"b\" c", "\"a\": b", "a: b: c", "a: b:c", "a: b:", "a : b", "a:b", "a: |", "a: >-", "a: *b", "a: &b c", "a: !c d", "a: {b: c}", "{a: b}", "a: @b", "a: -b", "a: - b", "a: ?b", "? a",
 		"a: ~", "a: null", "a: yes", "a: 1.10", "a: 0x1", "a: 2026-01-01", "a: .5", "a: /x", "a: GET /x?y=z", "---", "...", "%YAML 1.1", "a:\tb", "\ta: b", "a: b\t", "a: b\r", "é: b", "a: é", "# é", "# \u2028a: b", "a:  b", "a:   ", "<<: b", "a: b c  d", "a: \"\"", "a: ''", "a: [ ]", "a: [ b , 'c' ]", "1: a", "a1: b", "a-b: c", "y: n"}
 	quick := 0

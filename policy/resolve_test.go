@@ -22,8 +22,9 @@ egress:
   - {host: 2001:db8::1}
   - {host: closed.example, ports: []}
 root:
-  - {host: api.example, ports: [80], addresses: [172.16.0.0/12]}
+  - {host: api.example, ports: [80], addresses: [172.16.0.0/12], required: true}
   - {host: deb.example, required: true, expires: 2025-01-01T00:00:00Z}
+  - {host: closed.example, ports: []}
 `
 
 func TestNames(t *testing.T) {
@@ -49,7 +50,7 @@ func TestNames(t *testing.T) {
 	}
 	want := []string{
 		"127.0.0.1 9000 literal [127.0.0.1/32]", "192.0.2.1 443 literal [192.0.2.1/32]", "2001:db8::1 443 literal [2001:db8::1/128]",
-		"api.example 22 443 8443 required [10.0.0.0/8 192.168.0.0/16]", "api.example 80 root [172.16.0.0/12]", "soon.example 443 []",
+		"api.example 22 443 8443 required [10.0.0.0/8 192.168.0.0/16]", "api.example 80 root required [172.16.0.0/12]", "soon.example 443 []",
 	}
 	if diff := cmp.Diff(want, describe(p.Names(before))); diff != "" {
 		t.Error(diff)
@@ -172,12 +173,12 @@ routes:
   - {name: local, path: /d, upstream: "http://127.0.0.1:9000", plaintext: true, credential: env, allow: [GET /x]}
   - {name: nobody, path: /e, upstream: "https://a.example", allow: [GET /x], agents: []}
   - {name: past, path: /f, upstream: "https://api.b.example:8443", allow: [GET /x]}
-  - {name: other, path: /g, upstream: "https://api.b.example:9443", allow: [GET /x]}
+  - {name: other, path: /g, upstream: "https://api.b.example:9443", allow: [GET /x, GET /**]}
 egress:
   - {host: "*.amazonaws.com"}
   - {host: amazonaws.com}
   - {host: p.example, ports: [80, 443]}
-  - {host: q.example, ports: [80], methods: [GET]}
+  - {host: q.example, ports: [80], methods: [GET], agents: [a]}
   - {host: m.example, addresses: [169.254.0.0/16, 10.0.0.0/8]}
   - {host: none.example, ports: []}
   - {host: nobody.example, agents: []}

@@ -54,6 +54,24 @@ egress:
 	if want := "  - host: pypi.org # once, by /tmp/?gnp?[2J\n"; !strings.HasSuffix(reordered, want) {
 		t.Errorf("a program's name changes how the line is shown: %q", reordered)
 	}
+	for _, c := range []struct {
+		denied []Denied
+		want   string
+	}{
+		{[]Denied{{Event{Event: "connect", Decision: "deny", Host: "2001:db8::2", Port: 443}, 1}}, "egress:\n  - host: \"2001:db8::2\" # once\n"},
+		{[]Denied{{Event{Event: "connect", Decision: "deny", Host: "a b", Port: 443, Reason: "no name"}, 1}}, "# no name # once\n"},
+		{[]Denied{{Event{Event: "limit", Decision: "deny", Host: "a.example", Status: 429}, 1}}, ""},
+		{[]Denied{{Event{Event: "connect", Decision: "deny", Rule: "egress/a.example", Host: "a.example", Port: 8443, Reason: "port 8443 is not in it"}, 1}}, "# port 8443 is not in it # once\n"},
+		{[]Denied{{Event{Event: "denied_packet", Decision: "deny", Agent: "a", Proto: "icmp", Address: "192.0.2.1", Exe: "/bin/a"}, 1},
+			{Event{Event: "denied_packet", Decision: "deny", Agent: "a", Proto: "icmp", Address: "192.0.2.1", Exe: "/bin/b"}, 1},
+			{Event{Event: "denied_packet", Decision: "deny", Agent: "a", Proto: "icmp", Address: "192.0.2.1", Exe: "/bin/c\xff"}, 1},
+			{Event{Event: "denied_packet", Decision: "deny", Agent: "a", Proto: "icmp", Address: "192.0.2.1", Exe: "/bin/d"}, 1}},
+			"# icmp to 192.0.2.1 went past the proxy: set HTTPS_PROXY for that program, or name the host it wants # 4 times, by /bin/a, /bin/b, /bin/c?, others\n"},
+	} {
+		if got := strings.TrimPrefix(Suggest(c.denied, nil), "version: 1\n"); got != c.want {
+			t.Errorf("got:\n%s\nwant:\n%s", got, c.want)
+		}
+	}
 	if got := Suggest(nil, nil); got != "" {
 		t.Errorf("nothing denied, and it suggests %q", got)
 	}
