@@ -151,6 +151,10 @@ func TestMadeHellos(t *testing.T) {
 	ok := serverName("a.example")
 	with := func(m message, change func(*message)) message { change(&m); return m }
 	long := strings.Repeat("a.", 130) + "example"
+	longest := strings.Repeat(strings.Repeat("a", 63)+".", 3) + strings.Repeat("b", 61)
+	filled := func(size int) []byte { // a message of so many bytes
+		return newMessage(ok, ext(21, make([]byte, size-len(newMessage(ok, ext(21, nil)).bytes())))).bytes()
+	}
 	tests := map[string]struct {
 		in   []byte
 		name string // accepted, or
@@ -160,6 +164,10 @@ func TestMadeHellos(t *testing.T) {
 		"upper case":             {in: record(newMessage(serverName("A.Example")).bytes()), name: "A.Example"},
 		"single label":           {in: record(newMessage(serverName("localhost")).bytes()), name: "localhost"},
 		"A-label":                {in: record(newMessage(serverName("xn--bcher-kva.example")).bytes()), name: "xn--bcher-kva.example"},
+		"every kind of byte":     {in: record(newMessage(serverName("az-AZ_09.example")).bytes()), name: "az-AZ_09.example"},
+		"hex digits alone":       {in: record(newMessage(serverName("www.face")).bytes()), name: "www.face"},
+		"longest label and name": {in: record(newMessage(serverName(longest)).bytes()), name: longest},
+		"record version 3.3":     {in: append([]byte{22, 3, 3}, record(newMessage(ok).bytes())[3:]...), name: "a.example"},
 		"number in the middle":   {in: record(newMessage(serverName("1.2.example")).bytes()), name: "1.2.example"},
 		"unknown extension":      {in: record(newMessage(ext(0x1a1a, nil), ok).bytes()), name: "a.example"},
 		"nothing":                {err: io.EOF},
@@ -170,6 +178,8 @@ func TestMadeHellos(t *testing.T) {
 		"SSH":                    {in: []byte("SSH-2.0-OpenSSH_10.0\r\n"), err: ErrNotTLS},
 		"alert":                  {in: []byte{21, 3, 1, 0, 2, 1, 0}, err: ErrNotTLS},
 		"application data":       {in: []byte{23, 3, 3, 0, 2, 1, 0}, err: ErrNotTLS},
+		"record version 3.4":     {in: []byte{22, 3, 4, 0, 2, 1, 0}, err: ErrNotTLS},
+		"high bit, not SSLv2":    {in: []byte{0x80, 0x2e, 2, 3, 1}, err: ErrNotTLS},
 		"version 4":              {in: []byte{22, 4, 1, 0, 2, 1, 0}, err: ErrNotTLS},
 		"DTLS":                   {in: []byte{22, 0xfe, 0xfd, 0, 0, 0, 0}, err: ErrNotTLS},
 		"SSLv2":                  {in: []byte{0x80, 0x2e, 1, 3, 1, 0, 0x15}, err: ErrSSLv2},
@@ -182,7 +192,8 @@ func TestMadeHellos(t *testing.T) {
 		"message too long":       {in: record([]byte{1, 0, 0x40, 0}), err: ErrTooLarge},
 		"message much too long":  {in: record([]byte{1, 0xff, 0xff, 0xff}), err: ErrTooLarge},
 		"too many small records": {in: fragment(record(newMessage(ok, ext(21, make([]byte, 10000))).bytes()), 1), err: ErrTooLarge},
-		"padded to the limit":    {in: record(newMessage(ok, ext(21, make([]byte, 16000))).bytes()), name: "a.example"},
+		"padded to the limit":    {in: record(filled(MaxSize)), name: "a.example"},
+		"padded over the limit":  {in: record(filled(MaxSize + 1)), err: ErrTooLarge},
 		"second message behind":  {in: record(append(newMessage(ok).bytes(), 1, 0, 0, 0)), err: ErrTrailing},
 		"byte behind":            {in: record(append(newMessage(ok).bytes(), 0)), err: ErrTrailing},
 		"byte in the message":    {in: record(with(newMessage(ok), func(m *message) { m.tail = []byte{0} }).bytes()), err: ErrMalformed},
@@ -214,18 +225,39 @@ func TestMadeHellos(t *testing.T) {
 		"IPv6":                   {in: record(newMessage(serverName("2001:db8::1")).bytes()), err: ErrIPLiteral},
 		"IPv4 short":             {in: record(newMessage(serverName("127.1")).bytes()), err: ErrIPLiteral},
 		"IPv4 as a number":       {in: record(newMessage(serverName("2130706433")).bytes()), err: ErrIPLiteral},
+		"IPv4 in lower hex":      {in: record(newMessage(serverName("127.0.0.0x1")).bytes()), err: ErrIPLiteral},
 		"IPv4 in hex":            {in: record(newMessage(serverName("0x7f.0.0.0X1f")).bytes()), err: ErrIPLiteral},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			raw, sni, err := ServerName(bytes.NewReader(tt.in))
+			src := bytes.NewReader(tt.in)
+			raw, sni, err := ServerName(src)
 			if !errors.Is(err, tt.err) || sni != tt.name {
 				t.Errorf("got %q, %v; want %q, %v", sni, err, tt.name, tt.err)
 			}
-			if !bytes.HasPrefix(tt.in, raw) {
-				t.Error("raw is not what came first")
+			if !bytes.Equal(tt.in[:len(tt.in)-src.Len()], raw) {
+				t.Error("raw is not what was consumed")
+			}
+			// Each of the two parsers refuses by itself, but for the body of an extension that ours does not read.
+			if _, msg, none := readMessage(bytes.NewReader(tt.in)); none == nil && name != "bad other extension" {
+				if sni, err := parse(msg); err != tt.err || sni != tt.name && err == nil {
+					t.Errorf("our parser alone: %q, %v", sni, err)
+				}
 			}
 		})
+	}
+}
+
+// A message that its header ends early is refused wherever that is, by our parser alone too.
+func TestCutMessages(t *testing.T) {
+	msg := newMessage(serverName("a.example"), ext(43, []byte{2, 3, 4})).bytes()[handshakeHeader:]
+	for n := range msg {
+		if sni, err := parse(msg[:n]); err == nil {
+			t.Errorf("%d bytes of %d: %q", n, len(msg), sni)
+		}
+	}
+	if sni, err := parse(msg); sni != "a.example" || err != nil {
+		t.Errorf("control: %q, %v", sni, err)
 	}
 }
 
