@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -86,9 +87,11 @@ func TestStreamEndsWithTheGate(t *testing.T) {
 	needRoot(t)
 	s := &Server{}
 	s.Stream("count", func(ctx context.Context, _ url.Values, line func([]byte) error) error {
-		_ = line([]byte("1\n"))
-		<-ctx.Done()
-		return line([]byte("2\n"))
+		err := line([]byte("1\n"))
+		for <-ctx.Done(); err == nil; time.Sleep(time.Millisecond) { // not until the connection is closed under it
+			err = line([]byte("2\n"))
+		}
+		return err
 	})
 	path := filepath.Join(t.TempDir(), "control.sock")
 	if err := s.Listen(path); err != nil {
@@ -115,6 +118,11 @@ func TestStreamEndsWithTheGate(t *testing.T) {
 		t.Errorf("after %q: %v", rest, err)
 	}
 	<-done
+	for err, want := range map[error]error{io.ErrUnexpectedEOF: io.EOF, syscall.ECONNRESET: io.EOF, os.ErrDeadlineExceeded: os.ErrDeadlineExceeded} {
+		if _, got := (lines{io.NopCloser(iotest.ErrReader(err))}).Read(nil); got != want {
+			t.Errorf("%v is taken for %v", err, got)
+		}
+	}
 }
 
 // TestStream: lines come as they are made, and the server's side ends when nobody reads any more.
