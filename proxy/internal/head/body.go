@@ -21,9 +21,9 @@ type Body struct {
 	req *http.Request
 	lim Limits
 
-	closed, done atomic.Bool
+	closed atomic.Bool
 
-	mu      sync.Mutex // guards the following, and br until done
+	mu      sync.Mutex // guards the following, and br until err is set
 	chunked bool
 	left    int64 // bytes of the body, or of the chunk, not yet read
 	inChunk bool  // a chunk's data, or the CRLF after it, comes next
@@ -63,9 +63,6 @@ func (b *Body) readLocked(p []byte) (int, error) {
 			b.err = io.EOF
 		}
 	}
-	if b.err == io.EOF {
-		b.done.Store(true)
-	}
 	return n, b.err
 }
 
@@ -103,8 +100,8 @@ func (b *Body) ready() bool {
 		return b.br.Buffered() > 0
 	}
 	buf, _ := b.br.Peek(b.br.Buffered())
-	if b.inChunk && len(buf) >= 2 {
-		buf = buf[2:] // the CRLF after the data
+	if len(buf) >= 2 {
+		buf = buf[2:] // the CRLF after the data that was read just now
 	}
 	// Behind the last chunk comes the trailer: have its end there, or wait.
 	return bytes.IndexByte(buf, '\n') >= 0 && (buf[0] != '0' || bytes.Contains(buf, []byte("\r\n\r\n")))
@@ -121,7 +118,6 @@ func (b *Body) nextChunk() error {
 		if len(line) != 0 {
 			return bad("chunk longer than its size says")
 		}
-		b.inChunk = false
 	}
 	line, err := b.line()
 	if err != nil {
@@ -191,12 +187,9 @@ func Finish(req *http.Request, max int64) bool {
 	if !ok {
 		return req.Body == nil || req.Body == http.NoBody
 	}
-	if b.done.Load() {
-		return true
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.chunked && b.left > max {
+	if b.left > max {
 		return false
 	}
 	buf := make([]byte, min(max, 8<<10)+1)

@@ -37,7 +37,8 @@ func TestBody(t *testing.T) {
 		"length":         {in: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", want: "hello"},
 		"none":           {in: "GET / HTTP/1.1\r\nHost: a\r\n\r\n"},
 		"length zero":    {in: "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"},
-		"chunks":         {in: chunkedHead + "\r\n5\r\nhello\r\n1\r\n \r\n00005\r\nworld\r\n0\r\n\r\n", want: "hello world"},
+		"chunks":         {in: chunkedHead + "\r\n5\r\nhello\r\n1\r\n \r\n00000005\r\nworld\r\n0\r\n\r\n", want: "hello world"},
+		"chunk of nine":  {in: chunkedHead + "\r\n9\r\n123456789\r\n0\r\n\r\n", want: "123456789"},
 		"empty chunked":  {in: chunkedHead + "\r\n0\r\n\r\n"},
 		"hex, both":      {in: chunkedHead + "\r\nA\r\n0123456789\r\na\r\n0123456789\r\n00\r\n\r\n", want: "01234567890123456789"},
 		"CRLF in chunks": {in: chunkedHead + "\r\n6\r\n\r\n0\r\n\r\r\n0\r\n\r\n", want: "\r\n0\r\n\r"},
@@ -97,6 +98,7 @@ func TestBodyRefuses(t *testing.T) {
 		"trailer with bare LF":   {in: "0\r\nX-Sum: 1\n\r\n", reason: "CRLF"},
 		"trailer, blank, colon":  {in: "0\r\nX-Sum : 1\r\n\r\n", reason: "token"},
 		"too many trailers":      {in: "0\r\n" + strings.Repeat("X-Sum: 1\r\n", 200) + "\r\n", reason: "large"},
+		"trailers too large":     {in: "0\r\n" + strings.Repeat("X-Sum: "+strings.Repeat("a", 1000)+"\r\n", 100) + "\r\n", reason: "large"},
 		"ends in size":           {in: "5", err: early},
 		"ends in data":           {in: "5\r\nhel", err: early},
 		"ends after data":        {in: "5\r\nhello\r\n", err: early},
@@ -147,11 +149,11 @@ func TestBodyDoesNotWaitForMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{"5\r\nhello", "\r\n5\r\nthere", "\r\n3\r\nyou", "\r\n1\r\n!\r\n0\r\n"} {
+	for _, s := range []string{"5\r\nhello", "\r\n5\r\nthere\r\n", "9\r\nand", " again", "\r\n3\r\nyou", "\r\n1\r\n!\r\n0\r\n"} {
 		step <- s
 		buf := make([]byte, 100)
 		n, err := req.Body.Read(buf)
-		if want := strings.Trim(s, "\r\n0135"); err != nil || string(buf[:n]) != want {
+		if want := strings.Trim(s, "\r\n01359"); err != nil || string(buf[:n]) != want {
 			t.Errorf("after %q: read %q, %v", s, buf[:n], err)
 		}
 	}
@@ -188,6 +190,18 @@ func TestFinish(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Of a body that is not this package's nobody knows the end.
+func TestFinishOfOtherBodies(t *testing.T) {
+	for want, body := range map[bool]io.ReadCloser{true: http.NoBody, false: io.NopCloser(strings.NewReader(""))} {
+		if Finish(&http.Request{Body: body}, 1) != want {
+			t.Errorf("%T: finished is %v", body, !want)
+		}
+	}
+	if !Finish(&http.Request{}, 1) {
+		t.Error("no body is not finished")
 	}
 }
 

@@ -33,6 +33,10 @@ var accepted = map[string]struct {
 	"absolute form":      {in: "GET http://A.example:80/x?y HTTP/1.1\nHost: a.example\n\n", method: "GET", uri: "http://A.example:80/x?y", host: "A.example:80"},
 	"absolute, no path":  {in: "GET http://a.example?y HTTP/1.1\nHost: a.example:80\n\n", method: "GET", uri: "http://a.example?y", host: "a.example"},
 	"absolute, listener": {in: "POST http://127.0.0.1:8080/v1/messages HTTP/1.1\nHost: 127.0.0.1:8080\nContent-Length: 0\n\n", method: "POST", uri: "http://127.0.0.1:8080/v1/messages", host: "127.0.0.1:8080"},
+	"absolute, alone":    {in: "GET http://a.example HTTP/1.1\nHost: a.example\n\n", method: "GET", uri: "http://a.example", host: "a.example"},
+	"method from A to Z": {in: "AZ / HTTP/1.1\nHost: a\n\n", method: "AZ", uri: "/", host: "a"},
+	"method to A from Z": {in: "ZA / HTTP/1.1\nHost: a\n\n", method: "ZA", uri: "/", host: "a"},
+	"port 65535":         {in: "CONNECT a.example:65535 HTTP/1.1\nHost: a.example\n\n", method: "CONNECT", uri: "a.example:65535", host: "a.example:65535"},
 	"connect":            {in: "CONNECT a.example:443 HTTP/1.1\nHost: a.example:443\n\n", method: "CONNECT", uri: "a.example:443", host: "a.example:443"},
 	"connect, no port":   {in: "CONNECT a.example:443 HTTP/1.1\nHost: a.example\n\n", method: "CONNECT", uri: "a.example:443", host: "a.example:443"},
 	"connect, 1.0":       {in: "CONNECT a.example:443 HTTP/1.0\n\n", method: "CONNECT", uri: "a.example:443", host: "a.example:443"},
@@ -40,10 +44,18 @@ var accepted = map[string]struct {
 	"length":             {in: "POST /a HTTP/1.1\nHost: a\nContent-Length: 12\n\n", method: "POST", uri: "/a", host: "a", length: 12},
 	"chunked":            {in: "POST /a HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n", method: "POST", uri: "/a", host: "a", length: -1},
 	"expect":             {in: "PUT /a HTTP/1.1\nHost: a\nExpect: 100-Continue\nContent-Length: 1\n\n", method: "PUT", uri: "/a", host: "a", length: 1},
-	"trailer announced":  {in: "PUT /a HTTP/1.1\nHost: a\nTrailer: X-Sum\nTransfer-Encoding: chunked\n\n", method: "PUT", uri: "/a", host: "a", length: -1},
+	"trailer announced":  {in: "PUT /a HTTP/1.1\nHost: a\nTrailer: X-Sum, Hosts, X-Api\nTransfer-Encoding: chunked\n\n", method: "PUT", uri: "/a", host: "a", length: -1},
 	"values, order, obs-text": {in: "GET / HTTP/1.1\nhost: a\nanthropic-beta: b,a\nX-Y:\t two  words \t\nAnthropic-Beta: c\nx-empty:\nx-name: caf\xe9\n\n",
 		method: "GET", uri: "/", host: "a",
 		header: http.Header{"Anthropic-Beta": {"b,a", "c"}, "X-Y": {"two  words"}, "X-Empty": {""}, "X-Name": {"caf\xe9"}}},
+	"connection twice": {in: "GET / HTTP/1.1\nhost: a\nConnection: x-hop\nConnection: close\n\n", method: "GET", uri: "/", host: "a",
+		header: http.Header{"Connection": {"x-hop", "close"}}},
+	"underscore in a name of no meaning": {in: "GET / HTTP/1.1\nhost: a\nX_Y: 1\n\n", method: "GET", uri: "/", host: "a",
+		header: http.Header{"X_y": {"1"}}},
+	"pragma in absolute form": {in: "GET http://a/ HTTP/1.1\nhost: a\nPragma: no-cache\n\n", method: "GET", uri: "http://a/", host: "a",
+		header: http.Header{"Pragma": {"no-cache"}}},
+	"both in absolute form": {in: "GET http://a/ HTTP/1.1\nhost: a\nPragma: no-cache\nCache-Control: no-cache\n\n", method: "GET", uri: "http://a/", host: "a",
+		header: http.Header{"Pragma": {"no-cache"}, "Cache-Control": {"no-cache"}}},
 	"pragma alone": {in: "GET / HTTP/1.1\nhost: a\nPragma: no-cache\n\n", method: "GET", uri: "/", host: "a",
 		header: http.Header{"Pragma": {"no-cache"}}},
 	"pragma and cache-control": {in: "GET / HTTP/1.1\nhost: a\nPragma: no-cache\nCache-Control: no-store\n\n", method: "GET", uri: "/", host: "a",
@@ -57,8 +69,8 @@ func TestAccepts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := []any{req.Method, req.RequestURI, req.Host, req.ContentLength}
-			if diff := cmp.Diff([]any{tt.method, tt.uri, tt.host, tt.length}, got); diff != "" {
+			got := []any{req.Method, req.RequestURI, req.Host, req.ContentLength, req.URL == nil, req.Body == http.NoBody}
+			if diff := cmp.Diff([]any{tt.method, tt.uri, tt.host, tt.length, true, tt.length == 0}, got); diff != "" {
 				t.Error(diff)
 			}
 			if tt.header != nil {
@@ -89,6 +101,10 @@ var refused = map[string]struct {
 	"HTTP/1.2":             {in: "GET / HTTP/1.2\n" + okHost + "\n", status: 505, reason: "version"},
 	"no version":           {in: "GET / FTP/1.1\n" + okHost + "\n", reason: "request line"},
 	"two spaces":           {in: "GET  / HTTP/1.1\n" + okHost + "\n", reason: "request line"},
+	"no target":            {in: "GET  HTTP/1.1\n" + okHost + "\n", reason: "request line"},
+	"connect, no target":   {in: "CONNECT  HTTP/1.1\n" + okHost + "\n", reason: "request line"},
+	"method too long":      {in: strings.Repeat("A", 33) + " / HTTP/1.1\n" + okHost + "\n", reason: "method"},
+	"connect, HTTP/1.2":    {in: "CONNECT a:443 HTTP/1.2\n" + okHost + "\n", status: 505, reason: "version"},
 	"space in target":      {in: "GET /a b HTTP/1.1\n" + okHost + "\n", reason: "request line"},
 	"space at the end":     {in: "GET / HTTP/1.1 \n" + okHost + "\n", reason: "request line"},
 	"tab":                  {in: "GET\t/ HTTP/1.1\n" + okHost + "\n", reason: "method"},
@@ -105,12 +121,16 @@ var refused = map[string]struct {
 	"NUL":                  {in: "GET /a\x00b HTTP/1.1\n" + okHost + "\n", reason: "escaped"},
 	"non-ASCII":            {in: "GET /\u00e9 HTTP/1.1\n" + okHost + "\n", reason: "escaped"},
 	"bad escape":           {in: "GET /%4 HTTP/1.1\n" + okHost + "\n", reason: "percent"},
+	"bad first digit":      {in: "GET /%g0 HTTP/1.1\n" + okHost + "\n", reason: "percent"},
+	"bad second digit":     {in: "GET /%0g HTTP/1.1\n" + okHost + "\n", reason: "percent"},
+	"bad second escape":    {in: "GET /%41%4 HTTP/1.1\n" + okHost + "\n", reason: "percent"},
 	"CR in target":         {in: "GET /a\rb HTTP/1.1\r\nHost: a\r\n\r\n", raw: true, reason: "escaped"},
 	"connect to path":      {in: "CONNECT /a HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
 	"connect without port": {in: "CONNECT a HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
 	"connect port 0":       {in: "CONNECT a:0 HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
 	"connect port 65536":   {in: "CONNECT a:65536 HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
 	"connect port 0443":    {in: "CONNECT a:0443 HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
+	"connect port wraps":   {in: "CONNECT a:18446744073709552059 HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"}, // 1<<64 + 443
 	"connect userinfo":     {in: "CONNECT u@a:443 HTTP/1.1\n" + okHost + "\n", reason: "HOST:PORT"},
 	"connect zone":         {in: "CONNECT [fe80::1%25eth0]:443 HTTP/1.1\nHost: [fe80::1]:443\n\n", reason: "HOST:PORT"},
 	"connect IPv4 bracket": {in: "CONNECT [127.0.0.1]:443 HTTP/1.1\nHost: a\n\n", reason: "HOST:PORT"},
@@ -128,6 +148,7 @@ var refused = map[string]struct {
 	"bare CR in a field":   {in: "GET / HTTP/1.1\r\nHost: a\r\nX: b\rY: c\r\n\r\n", raw: true, reason: "control"},
 	"two CR":               {in: "GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", raw: true, reason: "control"},
 	"folded field":         {in: "GET / HTTP/1.1\nHost: a\nX: b\n c\n\n", reason: "folded"},
+	"folded by a tab":      {in: "GET / HTTP/1.1\nHost: a\nX: b\n\tc\n\n", reason: "folded"},
 	"folded first field":   {in: "GET / HTTP/1.1\n Host: a\n\n", reason: "folded"},
 	"blank before colon":   {in: "GET / HTTP/1.1\nHost: a\nTransfer-Encoding : chunked\n\n", reason: "token"},
 	"no colon":             {in: "GET / HTTP/1.1\nHost: a\nX\n\n", reason: "colon"},
@@ -143,6 +164,9 @@ var refused = map[string]struct {
 	"host with path":       {in: "GET / HTTP/1.1\nHost: a/b\n\n", reason: "host"},
 	"host list":            {in: "GET / HTTP/1.1\nHost: a, b\n\n", reason: "host"},
 	"host empty label":     {in: "GET / HTTP/1.1\nHost: a..b\n\n", reason: "host"},
+	"host leading dot":     {in: "GET / HTTP/1.1\nHost: .a\n\n", reason: "host"},
+	"host too long":        {in: "GET / HTTP/1.1\nHost: " + strings.Repeat("a.", 128) + "\n\n", reason: "host"},
+	"host, open bracket":   {in: "GET / HTTP/1.1\nHost: [2001:db8::1x:443\n\n", reason: "host"},
 	"host empty port":      {in: "GET / HTTP/1.1\nHost: a:\n\n", reason: "host"},
 	"CL and TE":            {in: "POST / HTTP/1.1\nHost: a\nContent-Length: 3\nTransfer-Encoding: chunked\n\n", reason: "beside"},
 	"TE and CL":            {in: "POST / HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\nContent-Length: 0\n\n", reason: "beside"},
@@ -175,6 +199,24 @@ var refused = map[string]struct {
 	"head too large":       {in: "GET / HTTP/1.1\nHost: a\n" + strings.Repeat("X: "+strings.Repeat("a", 8000)+"\n", 10) + "\n", status: 431, reason: "head"},
 }
 
+// The lists of fields that a trailer or a Connection must not name stand here a second time: a field that is lost from
+// those of the package is found.
+func init() {
+	for _, name := range strings.Fields("Host Content-Length Transfer-Encoding Trailer Connection Content-Type") {
+		for what, field := range map[string]string{"connection": "Connection: close, ", "trailer": "Transfer-Encoding: chunked\nTrailer: "} {
+			c := refused["two hosts"]
+			c.in, c.reason = "GET / HTTP/1.1\nHost: a\n"+field+name+"\n\n", what
+			refused[what+" names "+name] = c
+		}
+	}
+	for _, name := range strings.Fields("TE Keep-Alive Upgrade Expect Content-Encoding Content-Range Range Max-Forwards Cache-Control Pragma " +
+		"AUTHORIZATION Proxy-Authorization Proxy-Connection Cookie X-Api-Key Api-Key X-Goog-Api-Key") {
+		c := refused["two hosts"]
+		c.in, c.reason = "GET / HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\nTrailer: "+name+"\n\n", "trailer"
+		refused["trailer names "+name] = c
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	for name, tt := range refused {
 		t.Run(name, func(t *testing.T) {
@@ -196,6 +238,26 @@ func TestRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A head that is as large as its limits is accepted, and refused by any limit of one less.
+func TestLimits(t *testing.T) {
+	const in = "GET / HTTP/1.1\r\nHost: a\r\nX-Long: 1234567890\r\n\r\n"
+	for _, tt := range []struct {
+		lim    Limits
+		status int // 0: accepted
+	}{
+		{Limits{Line: 18, Header: len(in), Fields: 2}, 0},
+		{Limits{Line: 17}, 431}, {Limits{Line: 13}, 414}, {Limits{Header: len(in) - 1}, 431}, {Limits{Fields: 1}, 431},
+	} {
+		for _, size := range []int{16, 4096} {
+			_, err := Read(bufio.NewReaderSize(iotest.OneByteReader(strings.NewReader(in)), size), tt.lim)
+			var refused *Error
+			if errors.As(err, &refused); err != nil && refused == nil || refused != nil && refused.Status != tt.status || err == nil && tt.status != 0 {
+				t.Errorf("%+v, buffer of %d: %v, want status %d", tt.lim, size, err, tt.status)
+			}
+		}
 	}
 }
 
@@ -235,6 +297,8 @@ func TestReadReportsHowTheStreamEnds(t *testing.T) {
 		"broken inside": {io.MultiReader(strings.NewReader("GET / HT"), iotest.ErrReader(broken)), broken},
 		"closed inside a large one": {strings.NewReader("GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("a", 5000)),
 			io.ErrUnexpectedEOF},
+		"broken inside a large one": {io.MultiReader(strings.NewReader("GET / HTTP/1.1\r\nHost: a\r\nX: "+strings.Repeat("a", 5000)), iotest.ErrReader(broken)),
+			broken},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

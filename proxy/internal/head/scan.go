@@ -156,7 +156,7 @@ func (s *scanner) value(f field, value []byte) *Error {
 func (s *scanner) finish(buf []byte) *Error {
 	r := &s.request
 	switch {
-	case !s.has(fieldHost) && !(r.connect && r.old):
+	case !s.has(fieldHost) && !r.old:
 		return bad("no host")
 	case s.has(fieldHost) && !r.agrees(buf, s.host.of(buf)):
 		return bad("host and request target differ")

@@ -9,7 +9,7 @@ import (
 // requestLine is what a request line says, as offsets into the head.
 type requestLine struct {
 	connect   bool // CONNECT, so the target is in authority form
-	old       bool // HTTP/1.0
+	old       bool // HTTP/1.0, which only a CONNECT may be
 	authority span // of an absolute-form or authority-form target; empty otherwise
 }
 
