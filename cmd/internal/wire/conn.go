@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -155,9 +154,6 @@ func (l *link) fill(n int) error {
 		if flags&unix.MSG_CTRUNC != 0 && !l.takes {
 			return errFiles // which the kernel has closed, since there was no room for them
 		}
-		if got == 0 {
-			return io.EOF
-		}
 		l.in = l.in[:len(l.in)+got]
 	}
 	return nil
@@ -168,7 +164,7 @@ var errFiles = errors.New("the proxy sent descriptors")
 // maxFiles is SCM_MAX_FD, the kernel's limit for one message.
 const maxFiles = 253
 
-// keep files the descriptors of one control message.
+// keep files the descriptors of one control message. They are close-on-exec: net asks for them by MSG_CMSG_CLOEXEC.
 func (l *link) keep(oob []byte) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -180,7 +176,6 @@ func (l *link) keep(oob []byte) {
 			continue
 		}
 		for _, fd := range fds {
-			unix.CloseOnExec(fd)
 			l.files = append(l.files, os.NewFile(uintptr(fd), "listener"))
 		}
 	}

@@ -30,6 +30,7 @@ type desk struct {
 	names  map[string][]netip.Addr
 	held   map[string]int
 	events []policy.Event
+	conns  []proxy.Conn // of Opened and of each event
 
 	entered, gate chan struct{} // slow.example.com waits between the two
 }
@@ -55,13 +56,16 @@ func (d *desk) Done(host string, _ uint16, addrs []netip.Addr) {
 	d.held[host] -= len(addrs)
 }
 
-func (d *desk) Refresh(string)            {}
-func (d *desk) Opened(string, proxy.Conn) {}
+func (d *desk) Refresh(string) {}
 
-func (d *desk) Event(e policy.Event, _ proxy.Conn) {
+func (d *desk) Opened(agent string, c proxy.Conn) {
+	d.Event(policy.Event{Agent: agent, Event: "opened"}, c)
+}
+
+func (d *desk) Event(e policy.Event, c proxy.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.events = append(d.events, e)
+	d.events, d.conns = append(d.events, e), append(d.conns, c)
 }
 
 func (d *desk) holds(host string) int {
@@ -74,6 +78,7 @@ func newDesk() *desk {
 	return &desk{held: make(map[string]int), entered: make(chan struct{}, 1), gate: make(chan struct{}), names: map[string][]netip.Addr{
 		"api.example.com":  {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 		"slow.example.com": {netip.MustParseAddr("192.0.2.2")},
+		"none.example.com": {},
 	}}
 }
 
@@ -143,6 +148,9 @@ func TestResolve(t *testing.T) {
 	if !errors.As(err, &f) || f.Kind != "denied" || f.Msg != "evil.example is not in the policy" {
 		t.Errorf("a refusal came as %#v", err)
 	}
+	if _, err = g.Resolve(context.Background(), "claude", "", "none.example.com", 443); !errors.As(err, &f) || f.Kind != "nxdomain" {
+		t.Errorf("no addresses came as %#v", err)
+	}
 }
 
 // A request that ended while its name was being resolved must not keep the pins.
@@ -151,8 +159,9 @@ func TestResolveCancelled(t *testing.T) {
 	_, g, _ := connect(t, d, Commands{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-d.entered; cancel() }()
-	if _, err := g.Resolve(ctx, "claude", "", "slow.example.com", 443); err == nil {
-		t.Fatal("a cancelled Resolve succeeded")
+	_, err := g.Resolve(ctx, "claude", "", "slow.example.com", 443)
+	if f, ok := err.(*proxy.Failure); !ok || f.Kind != "timeout" || f.Msg == "" {
+		t.Fatalf("a cancelled Resolve ended with %#v", err)
 	}
 	close(d.gate)
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
@@ -228,6 +237,22 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
+	eventually(t, "the turns go back", func() bool { return len(g.asking) == 0 && len(g.share("one")) == 0 && len(h.slots) == 0 })
+}
+
+// A proxy without PID 1 waits for nobody.
+func TestGuestAlone(t *testing.T) {
+	d := newDesk()
+	h, g, _ := connect(t, d, Commands{})
+	go func() { <-d.entered; h.Close() }()
+	for range 2 { // once while it waits, once afterwards
+		_, err := g.Resolve(context.Background(), "claude", "", "slow.example.com", 443)
+		if f, ok := err.(*proxy.Failure); !ok || f.Kind != "internal" || f.Msg == "" {
+			t.Errorf("Resolve ended with %#v", err)
+		}
+	}
+	g.Flush()
+	close(d.gate)
 }
 
 // A dead proxy holds nothing, whatever it held and whatever was under way.
@@ -248,6 +273,9 @@ func TestDeathGivesPinsBack(t *testing.T) {
 func TestConfigureHandsOverListeners(t *testing.T) {
 	got := make(chan net.Listener, 1)
 	h, _, _ := connect(t, newDesk(), Commands{Configure: func(_ *Configure, _ *policy.Policy, files []*os.File) error {
+		if len(files) == 0 {
+			return errors.New("no listener")
+		}
 		l, err := Listen(files[0])
 		if err != nil {
 			return err
@@ -255,26 +283,35 @@ func TestConfigureHandsOverListeners(t *testing.T) {
 		got <- l
 		return nil
 	}})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	draft := Draft{"policy.yaml", []byte("version: 1\n" + strings.Repeat("# a megabyte of comments\n", 1<<20/25))}
 	loaded, err := policy.Load(draft.File, draft.Text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := []Listener{{Agent: "claude", Address: l.Addr().String()}}
-	applied, err := h.Configure(context.Background(), &Configure{Draft: draft, Listeners: names}, []syscall.Conn{l.(syscall.Conn)})
-	if err != nil || applied.Digest != loaded.Digest() {
-		t.Fatalf("Configure = %+v, %v", applied, err)
+	for range 2 { // those of the second time are its own
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		names := []Listener{{Agent: "claude", Address: l.Addr().String()}}
+		applied, err := h.Configure(context.Background(), &Configure{Draft: draft, Listeners: names}, []syscall.Conn{l.(syscall.Conn)})
+		if err != nil || applied.Digest != loaded.Digest() {
+			t.Fatalf("Configure = %+v, %v", applied, err)
+		}
+		theirs := <-got
+		defer theirs.Close()
+		if theirs.Addr().String() != l.Addr().String() {
+			t.Fatalf("%s was handed over as %s", l.Addr(), theirs.Addr())
+		}
+		go net.Dial("tcp", l.Addr().String())
+		if _, err := theirs.Accept(); err != nil {
+			t.Errorf("the handed-over listener does not accept: %v", err)
+		}
 	}
-	theirs := <-got
-	defer theirs.Close()
-	go net.Dial("tcp", l.Addr().String())
-	if _, err := theirs.Accept(); err != nil {
-		t.Errorf("the handed-over listener does not accept: %v", err)
+	var refused *Refused
+	if _, err := h.Configure(context.Background(), &Configure{Draft: draft}, nil); !errors.As(err, &refused) || refused.Why != "no listener" {
+		t.Errorf("a refused configuration came back as %v", err)
 	}
 	if _, err := h.Configure(context.Background(), &Configure{Draft: Draft{"policy.yaml", []byte("version: 2\n")}}, nil); err == nil || !strings.HasPrefix(err.Error(), "policy.yaml:1:10: version 2") {
 		t.Errorf("a refused policy came back as %v", err)
@@ -300,42 +337,54 @@ func TestConfigureTimesOut(t *testing.T) {
 func TestEventsKeepTheirOrder(t *testing.T) {
 	d := newDesk()
 	_, g, _ := connect(t, d, Commands{})
+	conn := proxy.Conn{Remote: netip.MustParseAddrPort("127.0.0.1:40000")}
+	g.Opened("claude", conn)
 	for i := range 1000 {
-		g.Audit(policy.Event{Event: "request", Decision: "allow", Status: i}, proxy.Conn{})
+		g.Audit(policy.Event{Event: "request", Decision: "allow", Status: i + 1}, conn)
 	}
 	g.Flush()
-	eventually(t, "1,000 events", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.events) == 1000 })
+	eventually(t, "1,001 events", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.events) == 1001 })
 	for i, e := range d.events {
-		if e.Status != i {
-			t.Fatalf("event %d is %d", i, e.Status)
+		if e.Status != i || (e.Agent == "claude") != (i == 0) || d.conns[i] != conn {
+			t.Fatalf("event %d is %d of %q, on %v", i, e.Status, e.Agent, d.conns[i])
 		}
 	}
 }
 
-func TestForm(t *testing.T) {
+// everyForm is one of each message, made anew each time: what writing one changed in it would go unseen otherwise.
+func everyForm() []Message {
 	e := Event{Event: policy.Event{Time: time.Unix(1790000000, 123456789), Event: "request", Agent: "claude", UID: 1000, PID: 7, Exe: "/bin/x", Method: "POST",
 		Host: "api.example.com", Port: 443, Path: "/v1", Rule: "route/a", Decision: "allow", Reason: "because", Status: 200, BytesIn: 1 << 40, BytesOut: 3,
 		Duration: 1500 * time.Microsecond, Upstream: "192.0.2.1:443", ID: "1-1", Generation: 9, Proto: "tcp", Address: "192.0.2.9",
 		Tokens: &policy.Tokens{Input: 1, Output: 2, CacheRead: 3, CacheCreation: 4}},
 		Conn: proxy.Conn{Local: netip.MustParseAddrPort("127.0.0.1:8080"), Remote: netip.MustParseAddrPort("[::1]:40000"), Peer: &proxy.Peer{PID: 5, UID: 6}}}
 	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-	for _, want := range []Message{
+	return []Message{
 		{Event: &e}, {Event: &Event{Event: policy.Event{Time: time.Unix(0, 0)}}},
 		{Opened: &Opened{Agent: "claude", Conn: e.Conn}},
 		{ID: 1 << 60, Resolve: &Resolve{Rule: "route/api", Host: "api.example.com", Port: 65535}},
 		{ID: 7, Pinned: &Pinned{Addresses: addrs}}, {ID: 8, Pinned: &Pinned{Kind: "denied", Error: "it is not in the policy"}},
 		{Done: &Done{Host: "api.example.com", Port: 443, Addresses: addrs}},
-	} {
-		got, err := parseForm(appendMessage(nil, &want)[4:], new(words))
+	}
+}
+
+func TestForm(t *testing.T) {
+	for i, m := range everyForm() {
+		got, err := parseForm(appendMessage(nil, &m)[4:], new(words))
 		if err != nil {
 			t.Fatal(err)
 		}
+		want := everyForm()[i]
 		if diff := cmp.Diff(&want, got, byValue); diff != "" {
 			t.Errorf("a message came back as another (-sent +got):\n%s", diff)
 		}
+		if diff := cmp.Diff(want, m, byValue); diff != "" {
+			t.Errorf("writing changed a message (-before +after):\n%s", diff)
+		}
 	}
+	e := everyForm()[0].Event
 	e.Event.Path = strings.Repeat("/\x00", 64<<10)
-	frame := appendMessage(nil, &Message{Event: &e})
+	frame := appendMessage(nil, &Message{Event: e})
 	got, err := parseForm(frame[4:], new(words))
 	if err != nil || len(frame) > maxFromGuest || len(got.Event.Event.Path) != maxText {
 		t.Errorf("a path of 128 KiB: frame of %d bytes, %v", len(frame), err)
@@ -403,12 +452,26 @@ func TestHostRefuses(t *testing.T) {
 		{"none", frame(`{}`), "holds 0 messages"},
 		{"no JSON", frame(`{hello`), "not a message"},
 		{"a tag that there is none of", frame(`hello`), "not what its tag says"},
+		{"a draft", appendDraft(nil, &Draft{File: "policy.yaml"}), "only PID 1 may send"},
+		{"half a draft", frame("\x02\x00\x00"), "not a draft"},
+		{"a draft shorter than its name", frame("\x02\x00\x00\x00\x02a"), "not a draft"},
+		{"half a frame, and the end", frame("\x01\x04connect")[:6], "EOF"},
+		{"a length that overflows", frame("\x01" + strings.Repeat("\xff", 11)), "not what its tag says"},
+		{"a number that overflows", frame("\x04" + strings.Repeat("\xff", 11)), "not what its tag says"},
+		{"a name longer than its frame", frame("\x04\x02\xff\x07"), "not what its tag says"},
+		{"a name over the limit", frame("\x04\x02\x81\x08" + strings.Repeat("a", 1025) + "\xf6\x06"), "not what its tag says"},
+		{"a name without its port", frame("\x04\x02\x01a"), "not what its tag says"},
+		{"a byte behind a message", frame("\x04\x02\x01a\xf6\x06x"), "not what its tag says"},
+		{"an address that is none", frame("\x06\x01a\xf6\x06\x01\x03abc"), "not what its tag says"},
 		{"a frame over the limit", binary.BigEndian.AppendUint32(nil, 1<<31), "over the limit"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, g, ended := connect(t, newDesk(), Commands{})
 			if _, err := g.link.conn.Write(c.bytes); err != nil {
 				t.Fatal(err)
+			}
+			if c.want == "EOF" {
+				g.link.conn.CloseWrite()
 			}
 			select {
 			case err := <-ended:
