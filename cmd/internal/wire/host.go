@@ -134,11 +134,9 @@ func (h *Host) resolve(ctx context.Context, id uint64, q *Resolve) {
 	}
 	if !h.hold(q, addrs) {
 		h.handler.Done(q.Host, q.Port, addrs)
-		answer, addrs = &Pinned{Kind: "internal", Error: "too many addresses are in use"}, nil
+		answer = &Pinned{Kind: "internal", Error: "too many addresses are in use"}
 	}
-	if h.link.write(&Message{ID: id, Pinned: answer}) != nil {
-		h.drop(q.Host, q.Port, addrs)
-	}
+	_ = h.link.write(&Message{ID: id, Pinned: answer}) // a broken wire ends Serve, and all that is held goes back
 }
 
 // hold notes what the proxy has from now on; false when it is gone already, or has too much.
@@ -153,21 +151,6 @@ func (h *Host) hold(q *Resolve, addrs []netip.Addr) bool {
 		h.pins[pin{q.Host, q.Port, a}]++
 	}
 	return true
-}
-
-// drop gives back what is still held of addrs.
-func (h *Host) drop(host string, port uint16, addrs []netip.Addr) {
-	h.mu.Lock()
-	var held []netip.Addr
-	for _, a := range addrs {
-		if h.release(pin{host, port, a}) {
-			held = append(held, a)
-		}
-	}
-	h.mu.Unlock()
-	if len(held) > 0 {
-		h.handler.Done(host, port, held)
-	}
 }
 
 // release takes one pin off; false when there was none. The caller holds mu.

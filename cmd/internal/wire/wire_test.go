@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ func (d *desk) Resolve(ctx context.Context, _, host string, _ uint16) ([]netip.A
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	addrs, ok := d.names[host]
+	if host == "broken.example.com" {
+		return nil, errors.New("a reason of PID 1's own")
+	}
 	if !ok {
 		return nil, &proxy.Failure{Kind: "denied", Msg: host + " is not in the policy"}
 	}
@@ -56,7 +60,9 @@ func (d *desk) Done(host string, _ uint16, addrs []netip.Addr) {
 	d.held[host] -= len(addrs)
 }
 
-func (d *desk) Refresh(string) {}
+func (d *desk) Refresh(credential string) {
+	d.Event(policy.Event{Agent: credential, Event: "refresh"}, proxy.Conn{})
+}
 
 func (d *desk) Opened(agent string, c proxy.Conn) {
 	d.Event(policy.Event{Agent: agent, Event: "opened"}, c)
@@ -131,7 +137,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 
 func TestResolve(t *testing.T) {
 	d := newDesk()
-	_, g, _ := connect(t, d, Commands{})
+	h, g, _ := connect(t, d, Commands{})
 	got, err := g.Resolve(context.Background(), "claude", "", "api.example.com", 443)
 	if err != nil || !slices.Equal(got.Addrs, d.names["api.example.com"]) {
 		t.Fatalf("Resolve = %v, %v", got.Addrs, err)
@@ -142,11 +148,19 @@ func TestResolve(t *testing.T) {
 	got.Release()
 	got.Release() // once counts
 	eventually(t, "the pins go back", func() bool { return d.holds("api.example.com") == 0 })
+	h.mu.Lock()
+	if len(h.pins) != 0 {
+		t.Errorf("of pins given back %d are remembered", len(h.pins))
+	}
+	h.mu.Unlock()
 
 	_, err = g.Resolve(context.Background(), "claude", "", "evil.example", 443)
 	var f *proxy.Failure
 	if !errors.As(err, &f) || f.Kind != "denied" || f.Msg != "evil.example is not in the policy" {
 		t.Errorf("a refusal came as %#v", err)
+	}
+	if _, err = g.Resolve(context.Background(), "claude", "", "broken.example.com", 443); !errors.As(err, &f) || f.Kind != "internal" || f.Msg != "the name could not be resolved" {
+		t.Errorf("an error of PID 1's own came as %#v", err)
 	}
 	if _, err = g.Resolve(context.Background(), "claude", "", "none.example.com", 443); !errors.As(err, &f) || f.Kind != "nxdomain" {
 		t.Errorf("no addresses came as %#v", err)
@@ -340,7 +354,7 @@ func TestEventsKeepTheirOrder(t *testing.T) {
 	conn := proxy.Conn{Remote: netip.MustParseAddrPort("127.0.0.1:40000")}
 	g.Opened("claude", conn)
 	for i := range 1000 {
-		g.Audit(policy.Event{Event: "request", Decision: "allow", Status: i + 1}, conn)
+		g.Audit(policy.Event{Event: []string{"request", "connect", "limit"}[i%3], Decision: []string{"allow", "deny"}[i%2], Status: i + 1}, conn)
 	}
 	g.Flush()
 	eventually(t, "1,001 events", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.events) == 1001 })
@@ -348,6 +362,33 @@ func TestEventsKeepTheirOrder(t *testing.T) {
 		if e.Status != i || (e.Agent == "claude") != (i == 0) || d.conns[i] != conn {
 			t.Fatalf("event %d is %d of %q, on %v", i, e.Status, e.Agent, d.conns[i])
 		}
+	}
+	g.Refresh("key")
+	eventually(t, "a refresh", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.events[len(d.events)-1].Agent == "key" })
+}
+
+// A socket that was handed over is PID 1's to remove.
+func TestListenLeavesTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.sock")
+	mine, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mine.Close()
+	f, err := mine.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := Listen(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	if f.Close() == nil {
+		t.Error("the file is left open")
 	}
 }
 
