@@ -16,6 +16,7 @@ agents:
   - {name: b, uid: 1001, listen: "127.0.0.1:8081", socket: /run/b.sock, loopback: own}
 credentials:
   - {name: key, from: "exec:/bin/token --secret x"}
+  - {name: spare, from: "fd:3"}
 routes:
   - {name: r, path: /r, upstream: "https://r.example", credential: key, allow: [GET /a, GET /b], expires: 2030-01-01T00:00:00Z, agents: [a]}
 egress:
@@ -52,9 +53,12 @@ func TestDiff(t *testing.T) {
 		{"agents: [a]}\negress", "agents: [b]}\negress", []string{"+ route r for agent b added", "- route r for agent a removed"}},
 		{"allow: [GET /a", "addresses: [10.0.0.0/8], allow: [GET /a", []string{"+ route r: addresses 10.0.0.0/8 added"}},
 		{"--secret x\"}", "--secret x\", refresh: 60s}", []string{"- credential key: refresh 1m0s instead of 0s"}},
-		{"credentials:\n", "credentials:\n  - {name: k, from: \"fd:3\"}\n", []string{"- credential k (fd:3) added"}},
+		{"credentials:\n", "credentials:\n  - {name: k, from: \"fd:4\"}\n", []string{"- credential k (fd:4) added"}},
 		{"upstream: \"https://r.example\"", "upstream: \"https://s.example\"", []string{"+ route r: upstream https://s.example instead of https://r.example"}},
 		{"path: /r", "path: /s", []string{"+ route r: path /s instead of /r"}},
+		{"--secret x\"}", "--secret x\", kind: anthropic}", []string{"+ credential key: kind anthropic instead of header", "- credential key: header Authorization removed", "- credential key: format Bearer {} removed"}},
+		{"credential: key, ", "credential: spare, ", []string{"+ route r: credential spare instead of key"}},
+		{", socket: /run/b.sock", ", socket: /run/c.sock", []string{"+ agent b: socket /run/c.sock instead of /run/b.sock"}},
 		{"credential: key, ", "", []string{"- route r: credential key removed"}},
 		{"allow: [GET /a", "headers: [{add: \"x-team: a\"}], allow: [GET /a", []string{"+ route r: header X-Team: a added"}},
 		{"allow: [GET /a", "env: [\"A={url}\"], allow: [GET /a", []string{"- route r: environment changed"}},
@@ -129,6 +133,7 @@ func TestDiffShadows(t *testing.T) {
 		{"egress: [{host: \"*.a.example\"}, {host: \"*.x.a.example\", ports: [80]}]\n", "egress: [{host: \"*.a.example\"}]\n"},
 		{"egress: [{host: \"*.a.example\"}, {host: x.a.example, ports: [80]}]\n", "egress: [{host: \"*.a.example\"}, {host: x.a.example, ports: [80], agents: []}]\n"},
 		{"routes: [{name: r, path: /, upstream: \"https://r.example\", allow: [GET /**]}, {name: s, path: /s, upstream: \"https://s.example\"}]\n", "routes: [{name: r, path: /, upstream: \"https://r.example\", allow: [GET /**]}]\n"},
+		{"routes: [{name: r, path: /, upstream: \"https://r.example\", allow: [GET /**]}, {name: s, path: /s, upstream: \"https://s.example\"}]\n", "routes: [{name: r, path: /, upstream: \"https://r.example\", allow: [GET /**]}, {name: s, path: /s, upstream: \"https://s.example\", agents: []}]\n"},
 	} {
 		changes := Diff(mustLoad(t, "version: 1\n"+c.old), mustLoad(t, "version: 1\n"+c.new))
 		if len(changes) == 0 || !changes[0].Widens {

@@ -20,6 +20,7 @@ func TestParseHost(t *testing.T) {
 		{"例え。テスト", "xn--r8jz45g.xn--zckzah"},        // ideographic full stop
 		{"ｅｘａｍｐｌｅ.com", "example.com"},
 		{"r3---sn-4g5e.example", "r3---sn-4g5e.example"},
+		{"r3---sn-ü.example", "xn--r3---sn--e6a.example"},
 		{"postgres", "postgres"},
 		{"1password.com", "1password.com"},
 		{"a.1x", "a.1x"},

@@ -171,7 +171,7 @@ routes:
   - {name: none, path: /b, upstream: "https://a.example"}
   - {name: clear, path: /c, upstream: "http://a.example", plaintext: true, credential: env, allow: [GET /x]}
   - {name: local, path: /d, upstream: "http://127.0.0.1:9000", plaintext: true, credential: env, allow: [GET /x]}
-  - {name: nobody, path: /e, upstream: "https://a.example", allow: [GET /x], agents: []}
+  - {name: nobody, path: /e, upstream: "http://a.example", plaintext: true, allow: [GET /x], agents: []}
   - {name: past, path: /f, upstream: "https://api.b.example:8443", allow: [GET /x]}
   - {name: other, path: /g, upstream: "https://api.b.example:9443", allow: [GET /x, GET /**]}
 egress:
