@@ -493,6 +493,7 @@ func TestHostRefuses(t *testing.T) {
 		{"none", frame(`{}`), "holds 0 messages"},
 		{"no JSON", frame(`{hello`), "not a message"},
 		{"a tag that there is none of", frame(`hello`), "not what its tag says"},
+		{"an empty frame", frame(""), "not a message"},
 		{"a draft", appendDraft(nil, &Draft{File: "policy.yaml"}), "only PID 1 may send"},
 		{"half a draft", frame("\x02\x00\x00"), "not a draft"},
 		{"a draft shorter than its name", frame("\x02\x00\x00\x00\x02a"), "not a draft"},
@@ -524,6 +525,80 @@ func TestHostRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A proxy that answers something else, to nobody, or not at all: whoever asks gets an error, and PID 1 lives.
+func TestWrongAnswers(t *testing.T) {
+	ping, configure := "ping", "configuration"
+	for _, c := range []struct {
+		name   string
+		ask    string
+		answer func(l *link, id uint64) error
+		want   string // of the error; none: it succeeds
+	}{
+		{"what it should", ping, func(l *link, id uint64) error { return l.write(&Message{ID: id, Ping: &Ping{Stats: &proxy.Stats{}}}) }, ""},
+		{"to nobody first", ping, func(l *link, id uint64) error {
+			return errors.Join(l.write(&Message{ID: id + 1, Applied: &Applied{}}), l.write(&Message{ID: id, Ping: &Ping{Stats: &proxy.Stats{}}}))
+		}, ""},
+		{"another message", ping, func(l *link, id uint64) error { return l.write(&Message{ID: id, Applied: &Applied{}}) }, "answered a ping with something else"},
+		{"a ping without counters", ping, func(l *link, id uint64) error { return l.write(&Message{ID: id, Ping: &Ping{}}) }, "answered a ping with something else"},
+		{"a ping", configure, func(l *link, id uint64) error { return l.write(&Message{ID: id, Ping: &Ping{}}) }, "answered a configuration with something else"},
+		{"nothing", ping, func(*link, uint64) error { return nil }, "did not answer"},
+		{"its death", ping, func(l *link, _ uint64) error { return l.conn.Close() }, "died before it answered"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, file, err := Pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			other, err := FromFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			h := NewHost(conn, newDesk())
+			defer h.Close()
+			ended := make(chan error, 1)
+			go func() { ended <- h.Serve(context.Background()) }()
+			go func() {
+				l := &link{conn: other, limit: maxFromHost, takes: true}
+				for {
+					m, err := l.read()
+					if err != nil || m.Draft == nil && c.answer(l, m.ID) != nil {
+						return
+					}
+				}
+			}()
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			if c.want == "did not answer" {
+				ctx, cancel = context.WithTimeout(context.Background(), 50*time.Millisecond)
+			}
+			defer cancel()
+			if c.ask == ping {
+				_, err = h.Ping(ctx)
+			} else {
+				_, err = h.Configure(ctx, &Configure{}, nil)
+			}
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if c.name == "its death" {
+				<-ended
+				if _, err := h.Ping(ctx); err == nil || !strings.Contains(err.Error(), "the proxy is gone") {
+					t.Errorf("afterwards: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestDrain(t *testing.T) {
+	drained := make(chan struct{})
+	h, _, _ := connect(t, newDesk(), Commands{Drain: func() { close(drained) }})
+	if err := h.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	<-drained
 }
 
 // Descriptors come from PID 1 and never go there: a few messages with them would use up its own. The same frame without

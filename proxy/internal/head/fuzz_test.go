@@ -20,6 +20,8 @@ import (
 // reading is everything a request was read to mean.
 type reading struct {
 	Method, URI, Host string
+	Proto             string
+	Major, Minor      int
 	Header, Trailer   http.Header
 	Length            int64
 	Encoding          []string
@@ -32,7 +34,7 @@ type reading struct {
 func take(req *http.Request, br *bufio.Reader) reading {
 	body, err := io.ReadAll(req.Body)
 	r := reading{
-		Method: req.Method, URI: req.RequestURI, Host: req.Host, Header: req.Header, Trailer: req.Trailer,
+		Method: req.Method, URI: req.RequestURI, Host: req.Host, Proto: req.Proto, Major: req.ProtoMajor, Minor: req.ProtoMinor, Header: req.Header, Trailer: req.Trailer,
 		Length: req.ContentLength, Encoding: req.TransferEncoding, Close: req.Close, Body: string(body), BodyErr: err != nil,
 	}
 	if err == nil {
