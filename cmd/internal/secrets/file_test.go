@@ -52,6 +52,15 @@ func TestWhoCouldReadIt(t *testing.T) {
 			put(t, root, "run/secret", fakeOne, 0, 0, 0o400)
 			own(t, root, "run", agentID, 0, 0o500)
 		}, "directory /run belongs to " + who + move},
+		{"in the agent's directory, which it has closed", func(t *testing.T, root string) {
+			put(t, root, "run/secret", fakeOne, 0, 0, 0o400)
+			own(t, root, "run", agentID, 0, 0)
+		}, "directory /run belongs to " + who + move},
+		{"below a directory that all may write", func(t *testing.T, root string) {
+			put(t, root, "run/mine/secret", fakeOne, 0, 0, 0o400)
+			own(t, root, "run", 0, 0, 0o777)
+			link(t, root, "run/mine/secret", "s")
+		}, "directory /run can be written by " + who + move},
 		{"in a directory that all may write", func(t *testing.T, root string) {
 			put(t, root, "run/secret", fakeOne, 0, 0, 0o400)
 			own(t, root, "run", 0, 0, 0o777)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -257,6 +258,12 @@ func TestNothingPrintsAValue(t *testing.T) {
 	if fmt.Sprint(v) != "redacted" || !strings.Contains(out.String(), "redacted") {
 		t.Error("nothing was printed at all")
 	}
+	if b, err := json.Marshal(v); string(b) != `"redacted"` || err != nil {
+		t.Errorf("as JSON: %s, %v", b, err)
+	}
+	if b, err := v.MarshalText(); string(b) != "redacted" || v.GoString() != "redacted" || err != nil {
+		t.Errorf("as text: %s, %v, %#v", b, err, v)
+	}
 	if string(v.Reveal()) != fakeOne {
 		t.Error("Reveal does not give the value")
 	}
@@ -303,5 +310,13 @@ func TestCommit(t *testing.T) {
 	}
 	if r := store.Retired(); len(r) != 1 || string(r[0].Reveal()) != fakeOne {
 		t.Error("the value before it is not remembered")
+	}
+	for _, value = range []string{"FAKE-three", "FAKE-four"} {
+		if _, err := store.Load(one("env:K")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.ContainsFunc(store.Known(), NewValue([]byte("FAKE-three")).Equal) {
+		t.Error("a value that was read and never in use is not remembered")
 	}
 }
