@@ -316,15 +316,13 @@ func (g *Guest) Refresh(credential string) {
 	_ = g.link.write(&Message{Refresh: &Refresh{Credential: credential}})
 }
 
-// Listen turns a handed-over descriptor into what proxy.Server.Serve takes; f is closed.
+// Listen turns a handed-over descriptor into what proxy.Server.Serve takes; f is closed. A unix socket's name is left alone when
+// the listener is closed, as net leaves it for every listener that it did not make.
 func Listen(f *os.File) (net.Listener, error) {
 	defer f.Close()
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("a handed-over listener: %w", err)
-	}
-	if u, ok := l.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false)
 	}
 	return l, nil
 }

@@ -170,7 +170,7 @@ func TestResolve(t *testing.T) {
 // A request that ended while its name was being resolved must not keep the pins.
 func TestResolveCancelled(t *testing.T) {
 	d := newDesk()
-	_, g, _ := connect(t, d, Commands{})
+	h, g, _ := connect(t, d, Commands{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-d.entered; cancel() }()
 	_, err := g.Resolve(ctx, "claude", "", "slow.example.com", 443)
@@ -178,6 +178,7 @@ func TestResolveCancelled(t *testing.T) {
 		t.Fatalf("a cancelled Resolve ended with %#v", err)
 	}
 	close(d.gate)
+	eventually(t, "the answer is written", func() bool { return len(h.slots) == 0 })
 	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
 }
 
@@ -250,8 +251,29 @@ func TestSlowNamesHoldNobodyUp(t *testing.T) {
 	if _, err := g.Resolve(later, "one", "", "api.example.com", 443); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
-	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
 	eventually(t, "the turns go back", func() bool { return len(g.asking) == 0 && len(g.share("one")) == 0 && len(h.slots) == 0 })
+	eventually(t, "the pins go back", func() bool { return d.holds("slow.example.com") == 0 })
+}
+
+// A proxy that keeps to no bound of its own has so many names resolved at a time.
+func TestResolvingIsBounded(t *testing.T) {
+	d := newDesk()
+	d.entered = make(chan struct{}, 2*maxResolving)
+	h, g, _ := connect(t, d, Commands{})
+	var frames []byte
+	for id := range uint64(maxResolving + 1) {
+		frames = appendMessage(frames, &Message{ID: id, Resolve: &Resolve{Host: "slow.example.com", Port: 443}})
+	}
+	if err := g.link.send(frames); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "as many as may", func() bool { return len(d.entered) == maxResolving })
+	time.Sleep(50 * time.Millisecond)
+	if n := len(d.entered); n != maxResolving {
+		t.Errorf("%d names are resolved at a time, want %d", n, maxResolving)
+	}
+	close(d.gate)
+	eventually(t, "the one that waited", func() bool { return len(d.entered) == maxResolving+1 && len(h.slots) == 0 })
 }
 
 // A proxy without PID 1 waits for nobody.
@@ -272,7 +294,7 @@ func TestGuestAlone(t *testing.T) {
 // A dead proxy holds nothing, whatever it held and whatever was under way.
 func TestDeathGivesPinsBack(t *testing.T) {
 	d := newDesk()
-	_, g, ended := connect(t, d, Commands{})
+	h, g, ended := connect(t, d, Commands{})
 	if _, err := g.Resolve(context.Background(), "claude", "", "api.example.com", 443); err != nil {
 		t.Fatal(err)
 	}
@@ -281,6 +303,7 @@ func TestDeathGivesPinsBack(t *testing.T) {
 	g.link.conn.Close()
 	<-ended
 	close(d.gate)
+	eventually(t, "there is an answer that nobody reads", func() bool { return len(h.slots) == 0 })
 	eventually(t, "the pins go back", func() bool { return d.holds("api.example.com") == 0 && d.holds("slow.example.com") == 0 })
 }
 
