@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -281,7 +282,9 @@ func TestFailsToTheEnd(t *testing.T) {
 
 func TestSubscriptions(t *testing.T) {
 	l := open(t, Options{Sink: "none"})
-	fast, slow := l.Subscribe(1000), l.Subscribe(5)
+	fast, slow, full, gone := l.Subscribe(1000), l.Subscribe(5), l.Subscribe(2), l.Subscribe(5)
+	gone.Close()
+	gone.Close()
 	for n := range 100 {
 		l.Write(event(n + 1))
 	}
@@ -290,11 +293,21 @@ func TestSubscriptions(t *testing.T) {
 	for range 5 {
 		seen = append(seen, <-slow.C...)
 	}
+	rest := slices.Clone(<-full.C) // room for one line: for that which tells, at the end
 	for n := range 3 {
 		l.Write(event(n + 101))
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+	for line := range full.C {
+		rest = append(rest, line...)
+	}
+	if got, lost := numbers(t, rest); lost != 101 || cmp.Diff([]int{1, 2}, got) != "" {
+		t.Errorf("one who was never fast enough got %v and was told of %d lost", got, lost)
+	}
+	if line, open := <-gone.C; open {
+		t.Errorf("one who has left got %s", line)
 	}
 	for line := range slow.C {
 		seen = append(seen, line...)

@@ -112,6 +112,22 @@ func TestExistingFile(t *testing.T) {
 	}
 }
 
+// held checks how many of this process's descriptors lead into dir, removed files included.
+func held(t *testing.T, dir string, want int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	var all []string
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && (to == dir || strings.HasPrefix(to, dir+"/")) {
+			all = append(all, to)
+		}
+	}
+	if len(all) != want {
+		t.Errorf("held open: %v, want %d of them", all, want)
+	}
+}
+
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "a")
@@ -121,7 +137,9 @@ func TestRotation(t *testing.T) {
 		l.Write(event(n + 1))
 		eventually(t, "the line is written", func() bool { return l.Stats().Written == uint64(n+1) })
 	}
+	held(t, filepath.Dir(path), 2) // the file and its directory
 	must(t, l.Close())
+	held(t, filepath.Dir(path), 0)
 	var all []byte
 	for _, name := range []string{".3", ".2", ".1", ""} {
 		data := read(t, path+name)
@@ -171,6 +189,7 @@ func TestTakenAway(t *testing.T) {
 	eventually(t, "the link is told of", func() bool { mu.Lock(); defer mu.Unlock(); return len(told) == 1 })
 	must(t, os.Remove(path))
 	eventually(t, "the line is written", func() bool { return l.Stats().Written == 4 })
+	held(t, dir, 2)
 	must(t, l.Close())
 	if string(read(t, dir+"/victim")) != "untouched" {
 		t.Error("a link was followed")
