@@ -435,6 +435,7 @@ func TestRefused(t *testing.T) {
 		{"double escape", "GET /v1/%252e%252e HTTP/1.1\r\n" + host, 403, "percent"},
 		{"method override", "POST /v1/messages HTTP/1.1\r\n" + host + "X-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n", 403, "X-Http-Method-Override"},
 		{"url override", "GET /v1/models HTTP/1.1\r\n" + host + "x-original_url: /v1/files\r\n", 403, "another method or path"},
+		{"malformed chunk", "POST /v1/messages HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "hex digits"},
 		{"web page", "POST /v1/messages HTTP/1.1\r\n" + host + "Origin: https://evil.example\r\nContent-Length: 0\r\n", 403, "web page"},
 		{"sandboxed web page", "POST /v1/messages HTTP/1.1\r\n" + host + "Origin: null\r\nContent-Length: 0\r\n", 403, "web page"},
 		{"websocket", "GET /v1/responses HTTP/1.1\r\n" + host + "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n", 426, "upgraded"},
@@ -484,6 +485,34 @@ func TestRefused(t *testing.T) {
 	}
 	if n := r.names.count(); n > 20 {
 		t.Errorf("%d names were resolved; refused requests cause no lookup: %v", n, r.names.asked)
+	}
+}
+
+// TestFieldKinds: what each field is taken for, however it is spelled. The lists stand here a second time, so that a name that is
+// lost from them is found.
+func TestFieldKinds(t *testing.T) {
+	kinds := newFieldKinds([]string{"Private-Token", strings.Repeat("X-Long-", 10)})
+	answer := http.Header{"X-Plain": {"1"}}
+	for kind, names := range map[fieldKind]string{
+		fieldCredential: "Authorization Proxy-Authorization X-Api-Key X-Goog-Api-Key Api-Key Cookie Cookie2 Private-Token " + strings.Repeat("X-Long-", 10),
+		fieldOverride:   "X-Http-Method-Override X-Http-Method X-Method-Override X-Original-Url X-Rewrite-Url X-Original-Uri",
+		fieldHop:        "Connection Proxy-Connection Keep-Alive Proxy-Authenticate Te Trailer Transfer-Encoding Upgrade Http2-Settings",
+		fieldPlain:      "Content-Type X-Api-Keys X-Plain Content-Length Host " + strings.Repeat("X-Longs", 10),
+	} {
+		for _, name := range strings.Fields(names) {
+			for _, spelled := range []string{name, strings.ToUpper(name), strings.ReplaceAll(name, "-", "_")} {
+				if got := kinds.of(spelled); got != kind {
+					t.Errorf("%s is of kind %d, want %d", spelled, got, kind)
+				}
+			}
+			if kind == fieldHop {
+				answer[name] = []string{"1"}
+			}
+		}
+	}
+	answer["Proxy-Authorization"] = []string{"1"}
+	if removeHopByHop(answer); len(answer) != 1 || answer["X-Plain"] == nil {
+		t.Errorf("an answer keeps %v", answer)
 	}
 }
 
