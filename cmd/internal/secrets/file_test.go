@@ -372,6 +372,7 @@ func TestWalkLeaksNothing(t *testing.T) {
 		for _, name := range []string{"/a/b/secret", "/a/link/secret", "/a/link/../b/secret", "/a/missing", "/circle", "/a", "/", "/a/b/secret/x"} {
 			_, _, _ = readFile(root, name, "", []Identity{{UID: agentID}})
 			_ = fingerprint(root, name)
+			_ = Alterable(root, filepath.Join(root, name), one("file:/x"))
 		}
 	}
 	if after := count(); after > before+2 { // the runtime may open a descriptor or two meanwhile
@@ -403,10 +404,19 @@ func TestAlterable(t *testing.T) {
 			mountReadOnly(t, filepath.Join(root, "etc/policy"))
 		}, ""},
 		{"everybody's", func(root string) { put(t, root, "etc/policy", "x", 0, 0, 0o646) }, "can be written by"},
+		{"everybody's, in a closed directory", func(root string) {
+			put(t, root, "etc/policy", "x", 0, 0, 0o646)
+			own(t, root, "etc", 0, 0, 0o700)
+		}, ""},
 		{"in a directory of the agent's", func(root string) {
 			put(t, root, "etc/policy", "x", 0, 0, 0o644)
 			own(t, root, "etc", agentID, 0, 0o755)
 		}, "/etc belongs to"},
+		{"in a directory of the agent's, mounted read-only", func(root string) {
+			put(t, root, "etc/policy", "x", 0, 0, 0o644)
+			own(t, root, "etc", agentID, 0, 0o755)
+			mountReadOnly(t, filepath.Join(root, "etc"))
+		}, ""},
 		{"not there", func(string) {}, "no such file"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
