@@ -130,6 +130,11 @@ func TestTraffic(t *testing.T) {
 				t.Errorf("%s %s took %v", a.net, a.addr, got.took())
 			}
 			moved := f.counter(CounterAgent)+f.counter(CounterRoot) > denied
+			for i := 0; moved && a.want == a.open && i < 3; i++ { // the kernel reports its multicast groups when it likes, and is refused
+				denied = f.counter(CounterAgent) + f.counter(CounterRoot)
+				a.who.try(a.net, a.addr)
+				moved = f.counter(CounterAgent)+f.counter(CounterRoot) > denied
+			}
 			if moved != (a.want != a.open) && a.what != "a closed port" {
 				t.Errorf("denied counters moved: %v", moved)
 			}

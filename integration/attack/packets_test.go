@@ -191,7 +191,7 @@ func datagrams() []attempt {
 		{name: "udp, loose source route", probe: sourceRoute, want: "EPERM", control: control{as: "root", to: firstHop}},
 		{name: "udp, loose source route as root", roads: rootOnly, probe: sourceRoute, want: prohibited, control: control{as: "root", to: firstHop}},
 		{name: "udp, record route option", probe: udp4(443, optData(unix.IPPROTO_IP, unix.IP_OPTIONS, 7, 7, 4, 0, 0, 0, 0, 0)), want: prohibited},
-		{name: "udp, IPV6_FREEBIND of a foreign source", probe: udp6(443, opt(unix.IPPROTO_IP, unix.IP_FREEBIND, 1), from("[2a0e:99::1]:1")), want: prohibited},
+		{name: "udp, IPV6_FREEBIND of a foreign source", probe: udp6(443, reuse, opt(unix.IPPROTO_IP, unix.IP_FREEBIND, 1), from("[2a0e:99::1]:1")), want: prohibited},
 		{name: "udp, SO_BINDTODEVICE eth0", probe: udp4(443, optData(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, 'e', 't', 'h', '0', 0)), want: prohibited},
 		{name: "udplite", probe: proto4(unix.SOCK_DGRAM, lite, func(p *prober.Probe) { p.Address = withPort(p.Address, 443) }), want: prohibited + "|EPROTONOSUPPORT"},
 		{name: "udplite, IPv6", probe: proto6(unix.SOCK_DGRAM, lite, func(p *prober.Probe) { p.Address = withPort(p.Address, 443) }), want: prohibited + "|EPROTONOSUPPORT"},
