@@ -210,6 +210,7 @@ func TestMadeHellos(t *testing.T) {
 		"empty list":             {in: record(newMessage(ext(0, vector16(nil))).bytes()), err: ErrMalformed},
 		"empty extension":        {in: record(newMessage(ext(0, nil)).bytes()), err: ErrMalformed},
 		"byte behind the list":   {in: record(newMessage(ext(0, append(vector16([]byte{0, 0, 1, 'a'}), 0))).bytes()), err: ErrMalformed},
+		"a hundred extensions":   {in: record(newMessage(append(many(100), ok)...).bytes()), name: "a.example"},
 		"many extensions":        {in: record(newMessage(append(many(200), ok)...).bytes()), err: ErrMalformed},
 		"bad other extension":    {in: record(newMessage(ok, ext(43, []byte{3, 3, 4})).bytes()), err: ErrMalformed},
 		"empty name":             {in: record(newMessage(serverName("")).bytes()), err: ErrInvalidName},
