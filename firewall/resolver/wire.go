@@ -98,7 +98,8 @@ func (q question) read(msg []byte, id uint16) (r reply, err error) {
 	if complete {
 		r.soa, r.negative = denial(&p)
 	}
-	return r, list.follow(&r)
+	err = list.follow(&r) // not in the return: whether r is read before or after is not specified
+	return r, err
 }
 
 func refusesEDNS(c dnsmessage.RCode) bool {
